@@ -1,0 +1,104 @@
+"""The virtual environments the tests run in, one for each interpreter, under .venv-tests/.
+
+Runs before anything is installed: standard library only. gaio itself is never installed there; the tests use the
+checkout. An environment is used again as long as the `test` extra of pyproject.toml and the interpreter are the same.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import fcntl
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.interpreters import Interpreter
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENTS = ROOT / ".venv-tests"
+# The environment itself, not the terminal, decides which gaio runs and how.
+QUIET_PIP = ("-m", "pip", "--quiet", "--quiet", "--disable-pip-version-check", "--no-input")
+
+
+class CannotPrepare(Exception):
+    """An environment cannot be made; the message says what is missing."""
+
+
+def requirements() -> list[str]:
+    """The `test` extra of pyproject.toml.
+
+    tomllib came with Python 3.11, and nothing is installed yet; a TOML array of strings, comments included, happens
+    to be a Python list.
+    """
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    found = re.search(r"^test = (\[.*?^\])", text, re.MULTILINE | re.DOTALL)
+    if found is None:
+        raise CannotPrepare("pyproject.toml has no `test = [...]` under [project.optional-dependencies]")
+    return list(ast.literal_eval(found[1]))
+
+
+@contextlib.contextmanager
+def _only_one_at_a_time() -> Iterator[None]:
+    ENVIRONMENTS.mkdir(exist_ok=True)
+    with open(ENVIRONMENTS / "lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _run(command: list[str], purpose: str) -> None:
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode:
+        raise CannotPrepare(f"{purpose} failed:\n{' '.join(command)}\n{done.stdout}")
+
+
+def prepare(interpreter: Interpreter, pip_from: Path | None = None) -> Path:
+    """The Python of an environment for this interpreter that holds the `test` extra.
+
+    With `pip_from`, the Python of another environment, that one's pip does the installing: the interpreter then needs
+    no ensurepip, which Debian keeps in a package of its own.
+    """
+    wanted = requirements()
+    folder = ENVIRONMENTS / interpreter.name
+    python = folder / "bin" / "python"
+    stamp = folder / "installed.json"
+    content = json.dumps({"interpreter": interpreter.executable, "requirements": wanted})
+    with _only_one_at_a_time():
+        if stamp.exists() and stamp.read_text(encoding="utf-8") == content and python.exists():
+            return python
+        if pip_from is None and importlib.util.find_spec("ensurepip") is None:
+            minor = ".".join(map(str, interpreter.version[:2]))
+            raise CannotPrepare(
+                f"{interpreter.executable} has no ensurepip, so it cannot make a virtual environment.\n"
+                f"On Debian and Ubuntu: apt-get install python{minor}-venv"
+            )
+        print(f"Making {folder.relative_to(ROOT)}: {', '.join(wanted)}", flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        make = [interpreter.executable, "-m", "venv", str(folder)]
+        if pip_from is None:
+            _run(make, "Making the virtual environment")
+            _run([str(python), *QUIET_PIP, "install", *wanted], "Installing the test extra")
+        else:
+            _run([*make, "--without-pip"], "Making the virtual environment")
+            install = [str(pip_from), *QUIET_PIP, "--python", str(python), "install", *wanted]
+            _run(install, "Installing the test extra")
+        stamp.write_text(content, encoding="utf-8")  # last: what was interrupted is made again
+    return python
+
+
+@contextlib.contextmanager
+def as_installed() -> Iterator[dict[str, str]]:
+    """The environment variables under which a type checker sees gaio as a user's does: `gaio-stubs` beside `gaio`.
+
+    In the checkout the source would hide the stubs.
+    """
+    with tempfile.TemporaryDirectory(prefix="gaio-as-installed-") as folder:
+        (Path(folder) / "gaio").symlink_to(ROOT / "gaio")
+        (Path(folder) / "gaio-stubs").symlink_to(ROOT / "stubs" / "gaio-stubs")
+        yield {**os.environ, "MYPYPATH": folder}
