@@ -1,0 +1,1 @@
+"""gaio beside its peers, measured: `python3 -m benchmarks`. The method and its noise: NOTES.md."""

@@ -1,0 +1,1 @@
+"""The contenders: one real server a file, each written as its own documentation recommends."""

@@ -1,0 +1,123 @@
+"""What every Python server here shares: its command line, its listening socket, its bounded life.
+
+A server prints one line of JSON, ``{"port": N}``, when it can be connected to, and serves until it is killed.
+"""
+import argparse
+import json
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+BACKLOG = 4096
+READ_SIZE = 65536   # the most one receive may bring, the same for every contender
+
+PING = b"*1\r\n$4\r\nPING\r\n"
+PONG = b"+PONG\r\n"
+END_OF_REQUEST = b"\r\n\r\n"
+HELLO = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!"
+
+
+@dataclass(frozen=True)
+class Options:
+    protocol: str       # echo, ping (RESP) or http
+    buffer_size: int    # of the caller's buffers, for a contender that uses some
+    backend: str        # of gaio
+    variant: str        # of the server's loop, where there is more than one
+
+
+def start() -> Options:
+    """Reads the command line and starts what it asks for beside the server."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--protocol", choices=("echo", "ping", "http"), default="echo")
+    parser.add_argument("--life", type=int, default=60, help="seconds after which the server dies by itself")
+    parser.add_argument("--burn", action="store_true", help="a thread of this process computes without pause")
+    parser.add_argument("--buffer-size", type=int, default=READ_SIZE)
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--variant", default="")
+    arguments = parser.parse_args()
+    signal.alarm(arguments.life)  # the default action ends the process even when the benchmark is gone
+    if arguments.burn:
+        threading.Thread(target=burn, name="burn", daemon=True).start()
+    return Options(arguments.protocol, arguments.buffer_size, arguments.backend, arguments.variant)
+
+
+def burn() -> None:
+    """Pure Python, no system call: gives the GIL away only when the interpreter takes it."""
+    number = 0
+    while True:
+        number = (number * 31 + 7) % 1000003
+
+
+def listen() -> socket.socket:
+    """A listening socket on the loopback interface, announced on standard output."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+    print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
+    return listener
+
+
+def without_delay(connection: socket.socket) -> socket.socket:
+    """TCP_NODELAY: asyncio, uvloop and trio set it unasked, so the others get it too."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+Answer = Callable[[bytes], bytes]   # what has arrived -> what to send now, maybe nothing
+
+
+def answer_for(protocol: str) -> Answer:
+    """A fresh answering function for one connection; it keeps the half of a request that has not arrived."""
+    if protocol == "ping":
+        return _Commands().answer
+    if protocol == "http":
+        return _HelloRequests().answer
+    return bytes
+
+
+class _Commands:
+    """RESP, as far as redis-benchmark needs it: PING is answered, anything else (its CONFIG GET) refused."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def answer(self, data: bytes) -> bytes:
+        if data == PING and not self._rest:
+            return PONG
+        self._rest += data
+        answers = []
+        while (end := self._command_end()) is not None:
+            command, self._rest = self._rest[:end], self._rest[end:]
+            answers.append(PONG if command in (PING, b"PING\r\n") else b"-ERR unknown command\r\n")
+        return b"".join(answers)
+
+    def _command_end(self) -> int | None:
+        """Where the first command ends, None when it is not complete."""
+        line_end = self._rest.find(b"\r\n")
+        if line_end < 0:
+            return None
+        end = line_end + 2
+        if self._rest[:1] != b"*":
+            return end
+        for _ in range(int(self._rest[1:line_end])):
+            line_end = self._rest.find(b"\r\n", end)
+            if line_end < 0:
+                return None
+            end = line_end + 2 + int(self._rest[end + 1:line_end]) + 2
+            if len(self._rest) < end:
+                return None
+        return end
+
+
+class _HelloRequests:
+    """HTTP/1.1 requests without a body, as wrk sends them; each gets the same page."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def answer(self, data: bytes) -> bytes:
+        if self._rest:
+            data = self._rest + data
+        count = data.count(END_OF_REQUEST)
+        self._rest = b"" if data.endswith(END_OF_REQUEST) else data[data.rfind(END_OF_REQUEST) + 4:] if count else data
+        return HELLO * count

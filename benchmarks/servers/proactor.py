@@ -1,0 +1,125 @@
+"""Servers on the proactor API that gaio and plain_stdlib.py share: submit reads and writes, collect finished ones.
+
+Which of the two swap loops is the contender: see `echo_swap`.
+"""
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from . import common
+
+
+class Result(Protocol):
+    """As much of gaio.OpResult as a server looks at."""
+
+    @property
+    def operation(self) -> int: ...
+    @property
+    def conn(self) -> Any: ...
+    @property
+    def context(self) -> Any: ...
+    @property
+    def buffer(self) -> Any: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def error(self) -> Exception | None: ...
+
+
+class Watcher(Protocol):
+    """As much of gaio.Watcher as a server needs."""
+
+    def read(self, conn: socket.socket, buf: Any = None, *, context: Any = None) -> None: ...
+    def write(self, conn: socket.socket, buf: Any, *, context: Any = None) -> None: ...
+    def free(self, conn: socket.socket) -> None: ...
+    def wait_io(self) -> Sequence[Result]: ...
+
+
+READ = 0    # gaio.READ; plain_stdlib.py uses the same number
+
+
+def accept_for_ever(listener: socket.socket, first_read: Callable[[socket.socket], None]) -> None:
+    """Starts the thread that accepts; it sleeps in the kernel once all connections are there."""
+
+    def accept() -> None:
+        while True:
+            connection, _address = listener.accept()
+            first_read(common.without_delay(connection))
+
+    threading.Thread(target=accept, name="accept", daemon=True).start()
+
+
+def echo_swap(watcher: Watcher, listener: socket.socket) -> None:
+    """The bytes arrive in the watcher's memory, and the next read is asked for in the same breath as the write."""
+    accept_for_ever(listener, watcher.read)
+    while True:
+        for result in watcher.wait_io():
+            if result.error is not None:
+                watcher.free(result.conn)
+            elif result.operation == READ:
+                watcher.write(result.conn, result.buffer)
+                watcher.read(result.conn)
+
+
+def echo_swap_in_turn(watcher: Watcher, listener: socket.socket) -> None:
+    """The same, but a connection is read again only when its write has finished: back-pressure for slow readers."""
+    accept_for_ever(listener, watcher.read)
+    while True:
+        for result in watcher.wait_io():
+            if result.error is not None:
+                watcher.free(result.conn)
+            elif result.operation == READ:
+                watcher.write(result.conn, result.buffer)
+            else:
+                watcher.read(result.conn)
+
+
+def echo_caller(watcher: Watcher, listener: socket.socket, buffer_size: int) -> None:
+    """Every connection has a buffer of its own: it may be read into again only when the write from it is over."""
+
+    def first_read(connection: socket.socket) -> None:
+        buffer = memoryview(bytearray(buffer_size))
+        watcher.read(connection, buffer, context=buffer)
+
+    accept_for_ever(listener, first_read)
+    while True:
+        for result in watcher.wait_io():
+            if result.error is not None:
+                watcher.free(result.conn)
+            elif result.operation == READ:
+                buffer = result.context
+                watcher.write(result.conn, buffer[:result.size], context=buffer)
+            else:
+                buffer = result.context
+                watcher.read(result.conn, buffer, context=buffer)
+
+
+def answer_requests(watcher: Watcher, listener: socket.socket, protocol: str) -> None:
+    """Request in, answer out: RESP PING or HTTP. The context carries the parser of the connection."""
+
+    def first_read(connection: socket.socket) -> None:
+        watcher.read(connection, context=common.answer_for(protocol))
+
+    accept_for_ever(listener, first_read)
+    while True:
+        for result in watcher.wait_io():
+            if result.error is not None:
+                watcher.free(result.conn)
+            elif result.operation == READ:
+                answer = result.context
+                if reply := answer(bytes(result.buffer)):
+                    watcher.write(result.conn, reply)
+                watcher.read(result.conn, context=answer)
+
+
+def serve(watcher: Watcher, options: common.Options) -> None:
+    listener = common.listen()
+    if options.protocol != "echo":
+        answer_requests(watcher, listener, options.protocol)
+    elif options.variant == "caller":
+        echo_caller(watcher, listener, options.buffer_size)
+    elif options.variant == "in-turn":
+        echo_swap_in_turn(watcher, listener)
+    else:
+        echo_swap(watcher, listener)
