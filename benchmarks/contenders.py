@@ -1,4 +1,4 @@
-"""Who is measured: for each contender how its server is started, what it can answer, and why it may be missing."""
+"""Who is measured: for each contender how its server is started, what it can do, and why it may be missing."""
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from . import places
 
-Available = Callable[[], str]    # "" when the contender can run here, else what is missing
+Missing = Callable[[], str]    # "" when the contender can run here, else why not
 
 
 @dataclass(frozen=True)
@@ -22,28 +22,39 @@ class Request:
 class Contender:
     name: str
     title: str
-    command: Callable[[Request], list[str]]
-    missing: Available
+    missing: Missing
+    command: Callable[[Request], list[str]] | None = None   # None: serves nothing, is a floor for single requests
     protocols: frozenset[str] = frozenset({"echo", "ping", "http"})
-    can_burn: bool = True      # a Python thread can compute in its process
-    is_gaio: bool = False
+    can_burn: bool = True           # a Python thread can compute in its process
+    caller_buffers: bool = False    # reads into buffers that each connection owns
+    single_request: str = ""        # its name in single_request.py, where it takes part in that
+    quick: bool = False             # takes part in a --quick run
+
+    @property
+    def is_gaio(self) -> bool:
+        return self.name.startswith("gaio-")
 
 
 def _python_server(module: str, *extra: str) -> Callable[[Request], list[str]]:
     def command(request: Request) -> list[str]:
         return [
             sys.executable, "-m", f"benchmarks.servers.{module}", "--protocol", request.protocol,
-            "--life", str(request.life), "--buffer-size", str(max(request.size, 1024)),
+            "--life", str(request.life), "--buffer-size", str(_buffer_size(request)),
             *(["--burn"] if request.burn else []), *extra,
         ]
     return command
 
 
-def _always() -> str:
+def _buffer_size(request: Request) -> int:
+    """Buffers of a sensible size for the messages that come, as somebody would choose who knows the traffic."""
+    return max(request.size, 1024)
+
+
+def _nothing() -> str:
     return ""
 
 
-def _needs_package(name: str) -> Available:
+def _package(name: str) -> Missing:
     return lambda: "" if importlib.util.find_spec(name) else f"pip install {name}"
 
 
@@ -51,36 +62,58 @@ def _epoll_server(request: Request) -> list[str]:
     return [str(places.compile_c(places.EPOLL_SERVER)), str(request.life)]
 
 
-def _gaio_backend(backend: str) -> Available:
+def _go_gaio(request: Request) -> list[str]:
+    return [str(places.compile_go_gaio()), str(request.life), str(_buffer_size(request))]
+
+
+def _built(build: Callable[[], object]) -> Missing:
+    def missing() -> str:
+        try:
+            build()
+        except places.CannotBuild as problem:
+            return str(problem)
+        return ""
+    return missing
+
+
+def _gaio_backend(backend: str) -> Missing:
     def missing() -> str:
         import gaio
         for candidate in gaio.backends():
             if candidate.name == backend:
                 return "" if candidate.available else candidate.reason
-        return f"gaio.backends() does not offer {backend} on this system"
+        return f"gaio.backends() does not name {backend} on this system"
     return missing
 
 
 def _gaio_contenders(backend: str) -> list[Contender]:
     return [
-        Contender(f"gaio-{backend}", f"gaio ({backend}, swap buffers)",
-                  _python_server("gaio_watcher", "--backend", backend), _gaio_backend(backend), is_gaio=True),
-        Contender(f"gaio-{backend}-caller", f"gaio ({backend}, caller buffers)",
+        Contender(f"gaio-{backend}", f"gaio {backend}, swap buffers", _gaio_backend(backend),
+                  _python_server("gaio_watcher", "--backend", backend),
+                  single_request=f"gaio-{backend}", quick=True),
+        Contender(f"gaio-{backend}-caller", f"gaio {backend}, caller buffers", _gaio_backend(backend),
                   _python_server("gaio_watcher", "--backend", backend, "--variant", "caller"),
-                  _gaio_backend(backend), frozenset({"echo"}), is_gaio=True),
+                  frozenset({"echo"}), caller_buffers=True, quick=True),
     ]
 
 
 ALL: list[Contender] = [
-    Contender("c_epoll", "C epoll server", _epoll_server, _always, frozenset({"echo"}), can_burn=False),
-    Contender("uvloop", "uvloop protocol", _python_server("uvloop_protocol"), _needs_package("uvloop")),
-    Contender("asyncio", "asyncio protocol", _python_server("asyncio_protocol"), _always),
-    Contender("asyncio-streams", "asyncio streams", _python_server("asyncio_streams"), _always),
-    Contender("trio", "trio", _python_server("trio_streams"), _needs_package("trio")),
-    Contender("gevent", "gevent StreamServer", _python_server("gevent_streamserver"), _needs_package("gevent")),
-    Contender("plain-stdlib", "plain stdlib version of gaio's API", _python_server("plain_stdlib"), _always),
-    Contender("plain-stdlib-caller", "plain stdlib version, caller buffers",
-              _python_server("plain_stdlib", "--variant", "caller"), _always, frozenset({"echo"})),
+    Contender("blocking-socket", "a blocking socket", _nothing, single_request="blocking-socket", quick=True),
+    Contender("c_epoll", "C epoll server", _built(lambda: places.compile_c(places.EPOLL_SERVER)), _epoll_server,
+              frozenset({"echo"}), can_burn=False, quick=True),
+    Contender("uvloop", "uvloop protocol", _package("uvloop"), _python_server("uvloop_protocol"),
+              single_request="uvloop", quick=True),
+    Contender("asyncio", "asyncio protocol", _nothing, _python_server("asyncio_protocol"),
+              single_request="asyncio", quick=True),
+    Contender("asyncio-streams", "asyncio streams", _nothing, _python_server("asyncio_streams")),
+    Contender("trio", "trio", _package("trio"), _python_server("trio_streams")),
+    Contender("gevent", "gevent StreamServer", _package("gevent"), _python_server("gevent_streamserver")),
+    Contender("go-gaio", "Go gaio", _built(places.compile_go_gaio), _go_gaio, frozenset({"echo"}),
+              can_burn=False, caller_buffers=True),
+    Contender("plain-stdlib", "plain stdlib", _nothing, _python_server("plain_stdlib"),
+              single_request="plain-stdlib", quick=True),
+    Contender("plain-stdlib-caller", "plain stdlib, caller buffers", _nothing,
+              _python_server("plain_stdlib", "--variant", "caller"), frozenset({"echo"}), caller_buffers=True),
     *_gaio_contenders("epoll"),
     *_gaio_contenders("io_uring"),
 ]

@@ -1,131 +1,20 @@
-"""One measurement: a fresh server in its place, a load in its place, one sample out."""
-import contextlib
+"""How each load is measured: a fresh server in its place, a load in its own, and the figures of one round."""
+import csv
 import json
-import os
-import select
-import signal
-import subprocess
-import tempfile
+import re
+import socket
+import statistics
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import IO, Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from . import places
 from .contenders import Contender, Request
+from .loads import Load
+from .processes import Failed, Placement, Server, run, usable_processors
 
-Sample = dict[str, Any]     # a line of the JSON: what was measured, of whom, where, and the figures
-
-START_LIMIT = 20.0          # seconds a server may take to announce its port
-
-
-class Failed(Exception):
-    """A measurement that gave no figure: the server or the load said why."""
-
-
-@dataclass(frozen=True)
-class Placement:
-    name: str
-    server: frozenset[int]      # processors
-    load: frozenset[int]
-
-
-def placements() -> list[Placement]:
-    """Pinned: the server alone on one processor. Free: the scheduler decides, as in most deployments."""
-    usable = sorted(os.sched_getaffinity(0))
-    everywhere = frozenset(usable)
-    found = [Placement("free", everywhere, everywhere)]
-    if len(usable) > 1:
-        found.insert(0, Placement("pinned", frozenset(usable[:1]), frozenset(usable[1:2])))
-    return found
-
-
-@contextlib.contextmanager
-def on_processors(processors: frozenset[int]) -> Iterator[None]:
-    """Children started inside inherit the set before their first instruction."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, processors)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-class Server:
-    """A contender's process, from the announcement of its port to its death by process id."""
-
-    def __init__(self, contender: Contender, request: Request, placement: Placement) -> None:
-        self._errors: IO[bytes] = tempfile.TemporaryFile()
-        with on_processors(placement.server):
-            self._process = subprocess.Popen(
-                contender.command(request), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors,
-                cwd=places.PROJECT)
-        self.pid = self._process.pid
-        try:
-            self.port = self._announced_port(contender.name)
-        except BaseException:
-            self.stop()
-            raise
-
-    def _announced_port(self, name: str) -> int:
-        assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], START_LIMIT)
-        line = self._process.stdout.readline() if ready else b""
-        if not line:
-            raise Failed(f"{name} did not start: {self.complaint() or 'it said nothing'}")
-        return int(json.loads(line)["port"])
-
-    def complaint(self) -> str:
-        """The last line the server wrote on standard error."""
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else ""
-
-    def stop(self) -> None:
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        self._errors.close()
-
-    def __enter__(self) -> "Server":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def rss(self) -> int:
-        """Resident bytes: proc_pid_statm(5), second field, in pages."""
-        with open(f"/proc/{self.pid}/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    def cpu(self) -> tuple[float, float]:
-        """Seconds in user mode and in the kernel so far: proc_pid_stat(5), fields 14 and 15, in clock ticks."""
-        with open(f"/proc/{self.pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
-        tick = os.sysconf("SC_CLK_TCK")
-        return int(fields[11]) / tick, int(fields[12]) / tick
-
-    def descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
-
-
-def run_load(command: list[str], placement: Placement, server: Server, limit: float) -> str:
-    """What the load printed on standard output."""
-    with on_processors(placement.load):
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   text=True)
-    try:
-        output, errors = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
-        raise Failed(f"the load did not end within {limit:.0f} s") from None
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.communicate()
-    if process.returncode != 0:
-        raise Failed(f"{errors.strip().splitlines()[-1:] or ['the load said nothing']} {server.complaint()}")
-    return output
+Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -134,19 +23,187 @@ class Timing:
     warm_up: float      # before it
 
 
-def echo(contender: Contender, placement: Placement, timing: Timing, *, connections: int, size: int, idle: int = 0,
-         burn: bool = False) -> Sample:
-    """Requests a second, latency and the server's processor time per request, of an echo."""
-    life = int(timing.seconds + timing.warm_up) + 75
-    with Server(contender, Request("echo", life, burn, size), placement) as server:
-        began = time.monotonic()
-        output = run_load(
-            [str(places.compile_c(places.ECHO_LOAD)), "-p", str(server.port), "-c", str(connections), "-s", str(size),
-             "-t", str(timing.seconds), "-w", str(timing.warm_up), "-i", str(idle), "-P", str(server.pid)],
-            placement, server, limit=life)
-        sample: Sample = json.loads(output)
-        sample["set_up_seconds"] = round(time.monotonic() - began - timing.seconds - timing.warm_up, 3)
-    requests = max(sample["requests"], 1)
-    sample["server_cpu_us"] = {part: round(sample["server_cpu"][part] / requests * 1e6, 3) for part in ("user", "kernel")}
-    sample["megabytes_per_second"] = round(sample["requests_per_second"] * size / 1e6, 2)
-    return sample
+@dataclass
+class Sample:
+    """One round of one contender at one load: a line of the JSON."""
+    group: str
+    connections: int
+    size: int
+    idle: int
+    placement: str
+    contender: str
+    round: int
+    figures: Figures = field(default_factory=dict)
+    failure: str = ""
+
+
+def measure(contender: Contender, load: Load, placement: Placement, timing: Timing) -> Figures:
+    kinds: dict[str, Callable[[Contender, Load, Placement, Timing], Figures]] = {
+        "echo": echo, "idle": echo, "burn": echo, "ping": ping, "http": http, "memory": memory, "latency": latency,
+    }
+    return kinds[load.group](contender, load, placement, timing)
+
+
+def echo(contender: Contender, load: Load, placement: Placement, timing: Timing) -> Figures:
+    limit = timing.seconds + timing.warm_up + 60
+    request = Request("echo", int(limit) + 10, load.group == "burn", load.size)
+    with Server(contender, request, placement) as server:
+        try:
+            said = json.loads(run(
+                [str(places.compile_c(places.ECHO_LOAD)), "-p", str(server.port), "-c", str(load.connections),
+                 "-s", str(load.size), "-t", str(timing.seconds), "-w", str(timing.warm_up), "-i", str(load.idle),
+                 "-P", str(server.pid)], placement.load, limit))
+        except Failed as problem:
+            raise Failed(f"{problem} {server.complaint()}".strip()) from None
+    user, kernel = said["server_cpu"]["user"], said["server_cpu"]["kernel"]
+    load_cpu = said["load_cpu"]["user"] + said["load_cpu"]["kernel"]
+    return {
+        "requests_per_second": said["requests_per_second"],
+        "megabytes_per_second": said["requests_per_second"] * load.size / 1e6,
+        **{f"{name}_us": said["latency_us"][name] for name in ("mean", "p50", "p90", "p99", "p99_9", "max")},
+        **_cpu_per_request(user, kernel, said["requests"]),
+        "server_busy": (user + kernel) / said["seconds"],
+        "load_busy": load_cpu / said["seconds"],
+    }
+
+
+def _cpu_per_request(user: float, kernel: float, requests: float) -> Figures:
+    return {"server_user_us": user / max(requests, 1) * 1e6, "server_kernel_us": kernel / max(requests, 1) * 1e6}
+
+
+def ping(contender: Contender, load: Load, placement: Placement, timing: Timing) -> Figures:
+    """redis-benchmark counts requests, not seconds: a short run before the measured one finds how many fill the time."""
+    limit = 10 * timing.seconds + 30
+
+    def redis_benchmark(requests: int) -> dict[str, str]:
+        rows = list(csv.DictReader(run(
+            ["redis-benchmark", "-h", "127.0.0.1", "-p", str(server.port), "-c", str(load.connections),
+             "-n", str(requests), "-t", "ping_mbulk", "--csv"], placement.load, limit).splitlines()))
+        if not rows or "rps" not in rows[0]:
+            raise Failed("redis-benchmark printed no figures (version 6.2 or later is needed)")
+        return rows[0]
+
+    with Server(contender, Request("ping", int(limit) + 10), placement) as server:
+        requests = max(int(float(redis_benchmark(10_000)["rps"]) * timing.seconds), 10_000)
+        before = server.cpu()
+        said = redis_benchmark(requests)
+        after = server.cpu()
+    return {
+        "requests_per_second": float(said["rps"]),
+        "p50_us": float(said["p50_latency_ms"]) * 1000,
+        "p99_us": float(said["p99_latency_ms"]) * 1000,
+        **_cpu_per_request(after[0] - before[0], after[1] - before[1], requests),
+    }
+
+
+def http(contender: Contender, load: Load, placement: Placement, timing: Timing) -> Figures:
+    seconds = max(round(timing.seconds), 1)  # wrk takes whole seconds
+
+    def wrk(duration: int) -> str:
+        return run(["wrk", "--threads", "1", "--connections", str(load.connections), "--duration", f"{duration}s",
+                    "--latency", f"http://127.0.0.1:{server.port}/"], placement.load, duration + 30)
+
+    with Server(contender, Request("http", seconds + 70), placement) as server:
+        before = server.cpu()
+        said = wrk(seconds)
+        after = server.cpu()
+    if wrong := re.search(r"Socket errors.*|Non-2xx.*", said):
+        raise Failed(f"wrk: {wrong[0]}")
+    rate, count = re.search(r"Requests/sec:\s+([\d.]+)", said), re.search(r"(\d+) requests in", said)
+    if rate is None or count is None:
+        raise Failed(f"wrk printed no figures: {said!r}")
+    return {
+        "requests_per_second": float(rate[1]),
+        "p50_us": _wrk_latency(said, 50),
+        "p99_us": _wrk_latency(said, 99),
+        **_cpu_per_request(after[0] - before[0], after[1] - before[1], float(count[1])),
+    }
+
+
+def _wrk_latency(said: str, percent: int) -> float:
+    found = re.search(rf"^\s+{percent}%\s+([\d.]+)(us|ms|s)$", said, re.MULTILINE)
+    if found is None:
+        raise Failed(f"wrk printed no {percent} % latency")
+    return float(found[1]) * {"us": 1.0, "ms": 1e3, "s": 1e6}[found[2]]
+
+
+FEW = 64        # connections that have exchanged a message before the first look at the memory
+GROUP = 200     # connections opened before waiting for the server to accept them: well below its backlog
+
+
+def memory(contender: Contender, load: Load, placement: Placement, _timing: Timing) -> Figures:
+    """Resident memory that `load.connections` idle ones add to a server that is warm. The kernel's own memory for
+    sockets is not in it; it is the same for every contender."""
+    opened: list[socket.socket] = []
+
+    def open_connections(server: Server, count: int) -> None:
+        for start in range(0, count, GROUP):
+            wanted = server.descriptors() + min(GROUP, count - start)
+            opened.extend(socket.create_connection(("127.0.0.1", server.port), timeout=10)
+                          for _ in range(min(GROUP, count - start)))
+            _wait_until(lambda: server.descriptors() >= wanted, "the server did not accept all connections")  # noqa: B023
+
+    def exchange(connection: socket.socket) -> None:
+        connection.sendall(b"alive?")
+        if connection.recv(6, socket.MSG_WAITALL) != b"alive?":
+            raise Failed("a connection was not echoed")
+
+    try:
+        with Server(contender, Request("echo", 120), placement) as server:
+            open_connections(server, FEW)
+            for connection in opened:
+                exchange(connection)
+            before = _settled(server)
+            open_connections(server, load.connections)
+            after = _settled(server)
+            for connection in opened[FEW::80]:
+                exchange(connection)    # they were connections with a read pending, not just accepted ones
+    finally:
+        for connection in opened:
+            connection.close()
+    return {"bytes_per_connection": (after - before) / load.connections, "resident_megabytes": before / 1e6}
+
+
+def _wait_until(condition: Callable[[], bool], otherwise: str) -> None:
+    limit = time.monotonic() + 20
+    while not condition():
+        if time.monotonic() > limit:
+            raise Failed(otherwise)
+        time.sleep(0.002)
+
+
+def _settled(server: Server) -> int:
+    """Resident bytes once they have stayed the same for a third of a second."""
+    last, since = server.resident(), time.monotonic()
+    limit = since + 10
+    while time.monotonic() < min(since + 0.33, limit):
+        time.sleep(0.03)
+        if (now := server.resident()) != last:
+            last, since = now, time.monotonic()
+    return last
+
+
+def latency(contender: Contender, load: Load, placement: Placement, timing: Timing) -> Figures:
+    """One request at a time in one process: both ends of the socketpair belong to single_request.py."""
+    said = json.loads(run(
+        [sys.executable, "-m", "benchmarks.single_request", contender.single_request, "--size", str(load.size),
+         "--seconds", str(timing.seconds)], placement.server, timing.seconds + 60))
+    return {key: float(value) for key, value in said.items()}
+
+
+IMPORTS = 15    # interpreter starts a module and round
+
+
+def import_time(modules: list[str]) -> dict[str, Figures]:
+    """Milliseconds from start to end of an interpreter that imports the module, less one that imports nothing. The
+    module files are in the page cache and compiled, as on every start but the first."""
+    everything = [*modules, ""]
+    took: dict[str, list[float]] = {module: [] for module in everything}
+    for _ in range(IMPORTS + 1):
+        for module in everything:
+            began = time.perf_counter()
+            run([sys.executable, "-c", f"import {module}" if module else "pass"], usable_processors(), 30)
+            took[module].append((time.perf_counter() - began) * 1e3)
+    start = statistics.median(took[""][1:])     # the first of each compiles or warms a cache
+    return {module: {"import_ms": statistics.median(took[module][1:]) - start, "start_ms": start} for module in modules}
+

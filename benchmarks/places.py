@@ -1,4 +1,5 @@
-"""Where things are: directories of the benchmark and the system's C compiler at work in them."""
+"""Where things are, and how the programs that are not Python are made: by the system's compilers, on the spot."""
+import functools
 import hashlib
 import os
 import shutil
@@ -9,26 +10,58 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent
 BUILD = HERE / ".build"
 RESULTS = HERE / "results"
+VIRTUAL_ENVIRONMENT = PROJECT / ".venv-bench"
 
 ECHO_LOAD = HERE / "load" / "echo_load.c"
 EPOLL_SERVER = HERE / "servers" / "epoll_server.c"
+GO_GAIO = HERE / "servers" / "go_gaio"
 
 
-class CannotMeasure(Exception):
-    """Something the benchmark needs is missing; the message says what to install."""
+class CannotBuild(Exception):
+    """A program could not be made; the message says what is missing."""
 
 
+@functools.cache
 def compile_c(source: Path) -> Path:
     """The program made from one C file; made again only when the source has changed."""
-    text = source.read_bytes()
-    program = BUILD / f"{source.stem}-{hashlib.sha256(text).hexdigest()[:12]}"
+    program = BUILD / f"{source.stem}-{_fingerprint(source)}"
     if program.exists():
         return program
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        raise CannotMeasure("the load generator is a C program: install a C compiler (Debian: apt install gcc libc6-dev)")
-    BUILD.mkdir(exist_ok=True)
-    unfinished = program.with_suffix(f".{os.getpid()}")
-    subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-o", str(unfinished), str(source)], check=True)
-    unfinished.rename(program)  # atomic: two benchmarks may compile at the same time
+        raise CannotBuild("no C compiler (Debian: apt install gcc libc6-dev)")
+    _build([compiler, "-O2", "-Wall", "-Wextra", "-o", "{program}", str(source)], program, cwd=HERE)
     return program
+
+
+@functools.cache
+def compile_go_gaio() -> Path:
+    """The echo server on Go's gaio. The module comes from wherever the user's Go is set up to take modules from."""
+    program = BUILD / f"go_gaio-{_fingerprint(GO_GAIO / 'main.go', GO_GAIO / 'go.mod')}"
+    if program.exists():
+        return program
+    go = shutil.which("go")
+    if go is None:
+        raise CannotBuild("no Go toolchain (https://go.dev/dl, 1.21 or later)")
+    # In a copy, because `-mod=mod` completes go.mod and go.sum in place.
+    copy = BUILD / "go_gaio_source"
+    shutil.copytree(GO_GAIO, copy, dirs_exist_ok=True)
+    _build([go, "build", "-mod=mod", "-o", "{program}", "."], program, cwd=copy)
+    return program
+
+
+def _fingerprint(*sources: Path) -> str:
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
+
+
+def _build(command: list[str], program: Path, cwd: Path) -> None:
+    BUILD.mkdir(exist_ok=True)
+    unfinished = program.with_name(f"{program.name}.{os.getpid()}")
+    command = [part.format(program=unfinished) for part in command]
+    try:
+        done = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    except (OSError, subprocess.TimeoutExpired) as problem:
+        raise CannotBuild(str(problem)) from problem
+    if done.returncode != 0:
+        raise CannotBuild(" ".join(done.stderr.split())[:300])
+    unfinished.rename(program)  # atomic: two benchmarks may build at the same time

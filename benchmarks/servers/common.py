@@ -63,7 +63,8 @@ def without_delay(connection: socket.socket) -> socket.socket:
     return connection
 
 
-Answer = Callable[[bytes], bytes]   # what has arrived -> what to send now, maybe nothing
+Arrived = bytes | bytearray            # trio may give either
+Answer = Callable[[Arrived], bytes]    # what has arrived -> what to send now, maybe nothing
 
 
 def answer_for(protocol: str) -> Answer:
@@ -81,7 +82,7 @@ class _Commands:
     def __init__(self) -> None:
         self._rest = b""
 
-    def answer(self, data: bytes) -> bytes:
+    def answer(self, data: Arrived) -> bytes:
         if data == PING and not self._rest:
             return PONG
         self._rest += data
@@ -115,9 +116,8 @@ class _HelloRequests:
     def __init__(self) -> None:
         self._rest = b""
 
-    def answer(self, data: bytes) -> bytes:
-        if self._rest:
-            data = self._rest + data
-        count = data.count(END_OF_REQUEST)
-        self._rest = b"" if data.endswith(END_OF_REQUEST) else data[data.rfind(END_OF_REQUEST) + 4:] if count else data
+    def answer(self, data: Arrived) -> bytes:
+        everything = self._rest + data
+        count = everything.count(END_OF_REQUEST)
+        self._rest = everything.rpartition(END_OF_REQUEST)[2]
         return HELLO * count

@@ -6,11 +6,14 @@ until the next edge when the kernel says EAGAIN, and hands finished ones to `wai
 import os
 import select
 import socket
+import sys
 import threading
 from collections import deque
 from typing import Any
 
 from . import common, proactor
+
+assert sys.platform == "linux", "epoll and eventfd are Linux's"
 
 READ, WRITE = proactor.READ, 1
 EVERY_EDGE = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET

@@ -1,0 +1,82 @@
+"""The peers' packages in a virtual environment of their own, and a description of the machine for the report."""
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+import venv
+
+from . import places
+from .processes import usable_processors
+
+PACKAGES = ("uvloop", "gevent", "trio", "matplotlib")   # the `bench` extra in pyproject.toml names the same
+
+
+def enter() -> None:
+    """Goes on in .venv-bench, made on first use, when this interpreter lacks a peer. Does not return in that case."""
+    if all(importlib.util.find_spec(name) for name in PACKAGES):
+        return
+    home = places.VIRTUAL_ENVIRONMENT
+    python = home / "bin" / "python"
+    if home.exists() and os.path.samefile(sys.prefix, home):
+        return  # already there: a package that could not be installed is reported as a missing contender
+    if not python.exists():
+        print(f"making {home.name} with {', '.join(PACKAGES)} (once)", flush=True)
+        venv.create(home, with_pip=True, clear=True)
+        (home / ".gitignore").write_text("*\n")
+    for name in PACKAGES:
+        _install(str(python), name)
+    os.chdir(places.PROJECT)
+    os.execv(python, [str(python), "-m", "benchmarks", *sys.argv[1:]])
+
+
+def _install(python: str, name: str) -> None:
+    """Each on its own: a peer without a wheel for this interpreter must not take the others away."""
+    found = subprocess.run([python, "-c", f"import {name}"], stdin=subprocess.DEVNULL, capture_output=True)
+    if found.returncode == 0:
+        return
+    done = subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", name],
+                          stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        print(f"pip install {name} failed: {done.stderr.strip().splitlines()[-1:]}", flush=True)
+
+
+def raise_descriptor_limit() -> int:
+    """As many descriptors as this user may have, for this process and the servers it starts."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else 1 << 20
+
+
+def missing_tool(name: str, package: str) -> str:
+    """"" when this independent load generator is installed, else how to get it."""
+    return "" if shutil.which(name) else f"{name} is not installed (Debian: apt install {package})"
+
+
+def describe() -> dict[str, str]:
+    """What the figures depend on, for the head of the report."""
+    facts = {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": _processor(),
+        "processors usable": str(len(usable_processors())),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "Python": f"{platform.python_implementation()} {platform.python_version()}",
+    }
+    for name in PACKAGES:
+        try:
+            facts[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            facts[name] = "not installed"
+    return facts
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo") as file:
+        for line in file:
+            if line.startswith(("model name", "Model")):
+                return line.partition(":")[2].strip()
+    return platform.machine()

@@ -1,0 +1,82 @@
+"""What is asked of the contenders: each load is one point of the report."""
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .contenders import Contender
+
+GROUPS = ("echo", "idle", "burn", "ping", "http", "memory", "latency", "import")
+
+
+@dataclass(frozen=True)
+class Load:
+    group: str
+    connections: int = 0
+    size: int = 0              # bytes a message
+    idle: int = 0              # further connections, each with a read pending and nothing to read
+    placements: tuple[str, ...] = ("pinned", "free")
+    quick: bool = True         # part of a --quick run
+
+    @property
+    def title(self) -> str:
+        connections = f"{self.connections:,} connection{'s' if self.connections != 1 else ''}"
+        return {
+            "echo": f"echo of {_bytes(self.size)}, {connections}",
+            "idle": f"echo of {_bytes(self.size)}, {connections} busy among {self.idle:,} idle ones",
+            "burn": f"echo of {_bytes(self.size)}, {connections}, a Python thread computing in the server's process",
+            "ping": f"RESP PING by redis-benchmark, {connections}",
+            "http": f"HTTP hello by wrk, {connections}",
+            "memory": f"resident memory per idle connection with a read pending, {connections}",
+            "latency": f"one request of {_bytes(self.size)} on a socketpair, submit to completion",
+            "import": "import time beyond interpreter start",
+        }[self.group]
+
+    def suits(self, contender: Contender) -> bool:
+        if self.group == "latency":
+            return bool(contender.single_request)
+        if contender.command is None:
+            return False
+        if self.group in ("ping", "http"):
+            return self.group in contender.protocols
+        if self.group == "burn":
+            return contender.can_burn and not contender.caller_buffers
+        # Buffers of the caller are the caller's memory, not the contender's; Go's gaio is asked all the same,
+        # but with its own buffers it would say nothing of the library.
+        return not (self.group in ("memory", "idle") and contender.caller_buffers)
+
+
+def _bytes(size: int) -> str:
+    return f"{size // 1024} KiB" if size >= 1024 else f"{size} B"
+
+
+SMALL, MIDDLE, LARGE = 64, 1024, 65536
+
+ALL = [
+    Load("echo", 1, SMALL),
+    Load("echo", 8, SMALL),
+    Load("echo", 64, SMALL),
+    Load("echo", 1000, SMALL),
+    Load("echo", 8000, SMALL, quick=False),
+    Load("echo", 1, MIDDLE, quick=False),
+    Load("echo", 64, MIDDLE, quick=False),
+    Load("echo", 1000, MIDDLE, quick=False),
+    Load("echo", 1, LARGE),
+    Load("echo", 16, LARGE),
+    Load("echo", 64, LARGE, quick=False),
+    Load("idle", 64, SMALL, idle=10_000, quick=False),
+    Load("burn", 64, SMALL),
+    Load("ping", 64, quick=False),
+    Load("http", 64, quick=False),
+    Load("memory", 8000, placements=("free",)),
+    Load("latency", 1, SMALL),
+    Load("import", placements=("free",)),
+]
+
+
+def chosen(groups: Iterable[str], connections: Sequence[int], sizes: Sequence[int], quick: bool) -> list[Load]:
+    """The loads of these groups; numbers given for the echo replace the table above by their product."""
+    wanted = set(groups)
+    loads = [load for load in ALL if load.group in wanted and (load.quick or not quick)]
+    if not connections and not sizes:
+        return loads
+    asked = [Load("echo", count, size) for size in sizes or [SMALL] for count in connections or [1, 8, 64, 1000, 8000]]
+    return (asked if "echo" in wanted else []) + [load for load in loads if load.group != "echo"]

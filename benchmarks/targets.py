@@ -1,0 +1,103 @@
+"""The figures the project set itself, held against the medians of one run."""
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from .summary import Point, Summary
+
+BACKENDS = ("epoll", "io_uring")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One row: a ratio to a peer for each backend, or an absolute figure in `unit`."""
+    work: str
+    against: str
+    wanted: float
+    reached: dict[str, float]       # backend -> ratio or figure; a backend that was not measured is not in it
+    unit: str = "×"
+    at_most: bool = False           # the figure must not exceed what is wanted
+
+    @property
+    def best(self) -> float:
+        return min(self.reached.values()) if self.at_most else max(self.reached.values())
+
+    @property
+    def passed(self) -> bool:
+        return self.best <= self.wanted if self.at_most else self.best >= self.wanted
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Requests a second at one point, gaio's over a peer's."""
+    point: Point
+    peer: str
+    title: str
+    wanted: float
+    variant: str = ""                       # of the gaio contender: "" (swap buffers) or "-caller"
+    backends: tuple[str, ...] = BACKENDS
+
+    def judge(self, found: dict[Point, Summary]) -> Verdict | None:
+        summary = found.get(self.point, {})
+        peer = rate(summary, self.peer)
+        reached = {backend: own / peer for backend in self.backends
+                   if peer and (own := rate(summary, f"gaio-{backend}{self.variant}"))}
+        work = self.point.title + (", caller buffers" if self.variant else "")
+        if self.backends == ("epoll",):
+            work += ", epoll backend"
+        return Verdict(work, self.title, self.wanted, reached) if reached else None
+
+
+def rate(summary: Summary, contender: str) -> float:
+    figures = summary.get(contender, {})
+    return figures["requests_per_second"].median if "requests_per_second" in figures else 0.0
+
+
+def echo(connections: int, placement: str, size: int = 64) -> Point:
+    return Point("echo", connections, size, 0, placement)
+
+
+def ratios() -> Iterator[Ratio]:
+    for connections in (64, 1000):
+        point = echo(connections, "pinned")
+        yield Ratio(point, "asyncio", "asyncio protocol", 3.5)
+        yield Ratio(point, "go-gaio", "Go gaio, one core", 1.5)
+        yield Ratio(point, "plain-stdlib", "plain stdlib", 1.4)
+        yield Ratio(point, "uvloop", "uvloop protocol", 1.0)
+        yield Ratio(point, "c_epoll", "C epoll server", 0.8)
+        yield Ratio(point, "uvloop", "uvloop protocol", 0.75, backends=("epoll",))
+    for connections, over_asyncio in ((1, 1.0), (8, 2.5), (64, 3.5)):
+        yield Ratio(echo(connections, "free"), "uvloop", "uvloop protocol", 0.8)
+        yield Ratio(echo(connections, "free"), "asyncio", "asyncio protocol", over_asyncio)
+    for placement in ("pinned", "free"):
+        for connections in (1, 16):
+            yield Ratio(echo(connections, placement, 65536), "uvloop", "uvloop protocol", 1.1, variant="-caller")
+    for placement in ("pinned", "free"):
+        yield Ratio(Point("burn", 64, 64, 0, placement), "asyncio", "asyncio protocol", 3.0)
+
+
+def judge(found: dict[Point, Summary]) -> list[Verdict]:
+    """A row for each target whose figures are in this run."""
+    judges: list[Callable[[dict[Point, Summary]], Verdict | None]] = [ratio.judge for ratio in ratios()]
+    judges += [_memory, _many_connections, _import]
+    return [verdict for one in judges if (verdict := one(found)) is not None]
+
+
+def _memory(found: dict[Point, Summary]) -> Verdict | None:
+    point = Point("memory", 8000, 0, 0, "free")
+    reached = {backend: figures["bytes_per_connection"].median for backend in BACKENDS
+               if (figures := found.get(point, {}).get(f"gaio-{backend}"))}
+    return Verdict(point.title, "absolute", 1000, reached, "bytes", at_most=True) if reached else None
+
+
+def _many_connections(found: dict[Point, Summary]) -> Verdict | None:
+    many, some = found.get(echo(8000, "pinned"), {}), found.get(echo(64, "pinned"), {})
+    reached = {backend: own / at_64 for backend in BACKENDS
+               if (own := rate(many, f"gaio-{backend}")) and (at_64 := rate(some, f"gaio-{backend}"))}
+    return Verdict(echo(8000, "pinned").title, "itself at 64 connections", 0.75, reached) if reached else None
+
+
+def _import(found: dict[Point, Summary]) -> Verdict | None:
+    figures = found.get(Point("import", 0, 0, 0, "free"), {}).get("import gaio")
+    if figures is None:
+        return None
+    return Verdict("import gaio", "interpreter start", 15, {"any": figures["import_ms"].median}, "ms", at_most=True)
