@@ -1,4 +1,5 @@
 """`python3 -m benchmarks`: gaio beside its peers, in one go. Writes JSON, a Markdown page and plots."""
+
 import argparse
 import sys
 import time
@@ -20,6 +21,7 @@ def comma_separated(known: tuple[str, ...]) -> Callable[[str], list[str]]:
         if unknown := [part for part in parts if part not in known]:
             raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)} (known: {', '.join(known)})")
         return parts
+
     return parse
 
 
@@ -29,19 +31,37 @@ def numbers(text: str) -> list[int]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="under two minutes: one short round, fewer contenders")
-    parser.add_argument("--only", type=comma_separated(loads.GROUPS), default=list(loads.GROUPS), metavar="GROUPS",
-                        help="of " + ",".join(loads.GROUPS))
-    parser.add_argument("--contenders", type=comma_separated(tuple(contenders.BY_NAME)), metavar="NAMES",
-                        help="of " + ",".join(contenders.BY_NAME))
+    parser.add_argument(
+        "--quick", action="store_true", help="under two minutes: one short round, fewer contenders"
+    )
+    parser.add_argument(
+        "--only",
+        type=comma_separated(loads.GROUPS),
+        default=list(loads.GROUPS),
+        metavar="GROUPS",
+        help="of " + ",".join(loads.GROUPS),
+    )
+    parser.add_argument(
+        "--contenders",
+        type=comma_separated(tuple(contenders.BY_NAME)),
+        metavar="NAMES",
+        help="of " + ",".join(contenders.BY_NAME),
+    )
     parser.add_argument("--placement", choices=("pinned", "free", "both"), default="both")
-    parser.add_argument("--connections", type=numbers, default=[], help="of the echo, instead of the usual points")
+    parser.add_argument(
+        "--connections", type=numbers, default=[], help="of the echo, instead of the usual points"
+    )
     parser.add_argument("--size", type=numbers, default=[], help="bytes a message of the echo, likewise")
     parser.add_argument("--rounds", type=int, help="5 unless told otherwise")
     parser.add_argument("--seconds", type=float, help="measured in each round; 1 unless told otherwise")
     parser.add_argument("--results", type=Path, default=places.RESULTS, help="folder for what is written")
-    parser.add_argument("--from", dest="earlier", type=Path, metavar="JSON",
-                        help="measure nothing; make page and plots from an earlier run's JSON")
+    parser.add_argument(
+        "--from",
+        dest="earlier",
+        type=Path,
+        metavar="JSON",
+        help="measure nothing; make page and plots from an earlier run's JSON",
+    )
     return parser.parse_args()
 
 
@@ -53,8 +73,10 @@ class Run:
         seconds: float = options.seconds or (0.3 if options.quick else 1.0)
         self.timing = Timing(seconds, min(0.3, seconds / 2))
         self.places = [place for place in processes.placements() if options.placement in ("both", place.name)]
-        self.results = Results(environment.describe(), {
-            "rounds": str(self.rounds), "seconds": f"{seconds:g}", "warm-up": f"{self.timing.warm_up:g}"})
+        self.results = Results(
+            environment.describe(),
+            {"rounds": str(self.rounds), "seconds": f"{seconds:g}", "warm-up": f"{self.timing.warm_up:g}"},
+        )
         self.contenders = self._able(options)
         self.loads = self._possible(options)
         self.began = time.monotonic()
@@ -74,9 +96,11 @@ class Run:
     def _possible(self, options: argparse.Namespace) -> list[Load]:
         chosen = loads.chosen(options.only, options.connections, options.size, options.quick)
         descriptors = environment.raise_descriptor_limit()
-        tools = {group: environment.missing_tool(*tool) for group, tool in
-                 (("ping", ("redis-benchmark", "redis-tools")), ("http", ("wrk", "wrk")))
-                 if group in {load.group for load in chosen}}
+        tools = {
+            group: environment.missing_tool(*tool)
+            for group, tool in (("ping", ("redis-benchmark", "redis-tools")), ("http", ("wrk", "wrk")))
+            if group in {load.group for load in chosen}
+        }
         possible = []
         for load in chosen:
             if reason := tools.get(load.group, ""):
@@ -111,15 +135,17 @@ class Run:
         return fitting or self.places[:1]
 
     def rounds_of(self, load: Load, place: Placement) -> list[Sample]:
-        """Contenders take turns, and each round begins with another one, so that a slow spell of the machine, and
-        whatever a neighbour leaves behind, meets all of them."""
+        """Contenders take turns, and each round begins with another one, so that a slow spell of the machine,
+        and whatever a neighbour leaves behind, meets all of them."""
         fitting = [contender for contender in self.contenders if load.suits(contender)]
         samples = []
         for number in range(self.rounds):
             shift = number % max(len(fitting), 1)
             for contender in fitting[shift:] + fitting[:shift]:
                 self.show(f"round {number + 1} of {self.rounds}: {contender.name}")
-                sample = Sample(load.group, load.connections, load.size, load.idle, place.name, contender.name, number)
+                sample = Sample(
+                    load.group, load.connections, load.size, load.idle, place.name, contender.name, number
+                )
                 try:
                     sample.figures = measure(contender, load, place, self.timing)
                 except Failed as problem:
@@ -131,8 +157,11 @@ class Run:
         return sorted(samples, key=lambda sample: order.index(sample.contender))
 
     def imports(self) -> list[Sample]:
-        return [Sample("import", 0, 0, 0, "free", f"import {module}", number, figures)
-                for number in range(self.rounds) for module, figures in import_time(["gaio", "asyncio"]).items()]
+        return [
+            Sample("import", 0, 0, 0, "free", f"import {module}", number, figures)
+            for number in range(self.rounds)
+            for module, figures in import_time(["gaio", "asyncio"]).items()
+        ]
 
     def show(self, text: str) -> None:
         """What is going on, in place, for somebody who watches; a log keeps only the results."""
@@ -145,7 +174,8 @@ def write(results: Results, folder: Path) -> None:
     results.save(folder / "results.json")
     pictures: list[str] = []
     try:
-        from . import plots
+        from . import plots  # noqa: PLC0415 - matplotlib may be missing
+
         pictures = plots.draw(results, folder)
     except ImportError:
         results.left_out["plots"] = "pip install matplotlib"

@@ -1,4 +1,5 @@
-"""Who is measured: for each contender how its server is started, what it can do, and why it may be missing."""
+"""Who is measured: how each contender's server is started, what it can do, and why it may be missing."""
+
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -6,16 +7,17 @@ from dataclasses import dataclass
 
 from . import places
 
-Missing = Callable[[], str]    # "" when the contender can run here, else why not
+Missing = Callable[[], str]  # "" when the contender can run here, else why not
 
 
 @dataclass(frozen=True)
 class Request:
     """What a server is asked to be."""
-    protocol: str = "echo"     # echo, ping (RESP) or http
-    life: int = 60             # seconds after which it ends by itself
-    burn: bool = False         # a thread computing without pause in the same process
-    size: int = 64             # of the messages that will come: for contenders with buffers of their own
+
+    protocol: str = "echo"  # echo, ping (RESP) or http
+    life: int = 60  # seconds after which it ends by itself
+    burn: bool = False  # a thread computing without pause in the same process
+    size: int = 64  # of the messages that will come: for contenders with buffers of their own
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,14 @@ class Contender:
     name: str
     title: str
     missing: Missing
-    command: Callable[[Request], list[str]] | None = None   # None: serves nothing, is a floor for single requests
+    command: Callable[[Request], list[str]] | None = (
+        None  # None: serves nothing, is a floor for single requests
+    )
     protocols: frozenset[str] = frozenset({"echo", "ping", "http"})
-    can_burn: bool = True           # a Python thread can compute in its process
-    caller_buffers: bool = False    # reads into buffers that each connection owns
-    single_request: str = ""        # its name in single_request.py, where it takes part in that
-    quick: bool = False             # takes part in a --quick run
+    can_burn: bool = True  # a Python thread can compute in its process
+    caller_buffers: bool = False  # reads into buffers that each connection owns
+    single_request: str = ""  # its name in single_request.py, where it takes part in that
+    quick: bool = False  # takes part in a --quick run
 
     @property
     def is_gaio(self) -> bool:
@@ -38,15 +42,24 @@ class Contender:
 def _python_server(module: str, *extra: str) -> Callable[[Request], list[str]]:
     def command(request: Request) -> list[str]:
         return [
-            sys.executable, "-m", f"benchmarks.servers.{module}", "--protocol", request.protocol,
-            "--life", str(request.life), "--buffer-size", str(_buffer_size(request)),
-            *(["--burn"] if request.burn else []), *extra,
+            sys.executable,
+            "-m",
+            f"benchmarks.servers.{module}",
+            "--protocol",
+            request.protocol,
+            "--life",
+            str(request.life),
+            "--buffer-size",
+            str(_buffer_size(request)),
+            *(["--burn"] if request.burn else []),
+            *extra,
         ]
+
     return command
 
 
 def _buffer_size(request: Request) -> int:
-    """Buffers of a sensible size for the messages that come, as somebody would choose who knows the traffic."""
+    """Buffers of a sensible size for the messages that come, chosen by one who knows the traffic."""
     return max(request.size, 1024)
 
 
@@ -73,47 +86,99 @@ def _built(build: Callable[[], object]) -> Missing:
         except places.CannotBuild as problem:
             return str(problem)
         return ""
+
     return missing
 
 
 def _gaio_backend(backend: str) -> Missing:
     def missing() -> str:
-        import gaio
+        import gaio  # noqa: PLC0415 - the peers can be measured without it
+
         for candidate in gaio.backends():
             if candidate.name == backend:
                 return "" if candidate.available else candidate.reason
         return f"gaio.backends() does not name {backend} on this system"
+
     return missing
 
 
 def _gaio_contenders(backend: str) -> list[Contender]:
     return [
-        Contender(f"gaio-{backend}", f"gaio {backend}, swap buffers", _gaio_backend(backend),
-                  _python_server("gaio_watcher", "--backend", backend),
-                  single_request=f"gaio-{backend}", quick=True),
-        Contender(f"gaio-{backend}-caller", f"gaio {backend}, caller buffers", _gaio_backend(backend),
-                  _python_server("gaio_watcher", "--backend", backend, "--variant", "caller"),
-                  frozenset({"echo"}), caller_buffers=True, quick=True),
+        Contender(
+            f"gaio-{backend}",
+            f"gaio {backend}, swap buffers",
+            _gaio_backend(backend),
+            _python_server("gaio_watcher", "--backend", backend),
+            single_request=f"gaio-{backend}",
+            quick=True,
+        ),
+        Contender(
+            f"gaio-{backend}-caller",
+            f"gaio {backend}, caller buffers",
+            _gaio_backend(backend),
+            _python_server("gaio_watcher", "--backend", backend, "--variant", "caller"),
+            frozenset({"echo"}),
+            caller_buffers=True,
+            quick=True,
+        ),
     ]
 
 
 ALL: list[Contender] = [
     Contender("blocking-socket", "a blocking socket", _nothing, single_request="blocking-socket", quick=True),
-    Contender("c_epoll", "C epoll server", _built(lambda: places.compile_c(places.EPOLL_SERVER)), _epoll_server,
-              frozenset({"echo"}), can_burn=False, quick=True),
-    Contender("uvloop", "uvloop protocol", _package("uvloop"), _python_server("uvloop_protocol"),
-              single_request="uvloop", quick=True),
-    Contender("asyncio", "asyncio protocol", _nothing, _python_server("asyncio_protocol"),
-              single_request="asyncio", quick=True),
+    Contender(
+        "c_epoll",
+        "C epoll server",
+        _built(lambda: places.compile_c(places.EPOLL_SERVER)),
+        _epoll_server,
+        frozenset({"echo"}),
+        can_burn=False,
+        quick=True,
+    ),
+    Contender(
+        "uvloop",
+        "uvloop protocol",
+        _package("uvloop"),
+        _python_server("uvloop_protocol"),
+        single_request="uvloop",
+        quick=True,
+    ),
+    Contender(
+        "asyncio",
+        "asyncio protocol",
+        _nothing,
+        _python_server("asyncio_protocol"),
+        single_request="asyncio",
+        quick=True,
+    ),
     Contender("asyncio-streams", "asyncio streams", _nothing, _python_server("asyncio_streams")),
     Contender("trio", "trio", _package("trio"), _python_server("trio_streams")),
     Contender("gevent", "gevent StreamServer", _package("gevent"), _python_server("gevent_streamserver")),
-    Contender("go-gaio", "Go gaio", _built(places.compile_go_gaio), _go_gaio, frozenset({"echo"}),
-              can_burn=False, caller_buffers=True),
-    Contender("plain-stdlib", "plain stdlib", _nothing, _python_server("plain_stdlib"),
-              single_request="plain-stdlib", quick=True),
-    Contender("plain-stdlib-caller", "plain stdlib, caller buffers", _nothing,
-              _python_server("plain_stdlib", "--variant", "caller"), frozenset({"echo"}), caller_buffers=True),
+    Contender(
+        "go-gaio",
+        "Go gaio",
+        _built(places.compile_go_gaio),
+        _go_gaio,
+        frozenset({"echo"}),
+        can_burn=False,
+        caller_buffers=True,
+    ),
+    Contender(
+        "plain-stdlib",
+        "plain stdlib",
+        _nothing,
+        _python_server("plain_stdlib"),
+        single_request="plain-stdlib",
+        quick=True,
+    ),
+    Contender(
+        "plain-stdlib-caller",
+        "plain stdlib, caller buffers",
+        _nothing,
+        _python_server("plain_stdlib", "--variant", "caller"),
+        frozenset({"echo"}),
+        caller_buffers=True,
+    ),
     *_gaio_contenders("epoll"),
     *_gaio_contenders("io_uring"),
 ]

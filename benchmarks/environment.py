@@ -1,4 +1,5 @@
-"""The peers' packages in a virtual environment of their own, and a description of the machine for the report."""
+"""The peers' packages in a virtual environment of their own, and the machine described for the report."""
+
 import importlib.metadata
 import importlib.util
 import os
@@ -13,11 +14,11 @@ import venv
 from . import places
 from .processes import usable_processors
 
-PACKAGES = ("uvloop", "gevent", "trio", "matplotlib")   # the `bench` extra in pyproject.toml names the same
+PACKAGES = ("uvloop", "gevent", "trio", "matplotlib")  # the `bench` extra in pyproject.toml names the same
 
 
 def enter() -> None:
-    """Goes on in .venv-bench, made on first use, when this interpreter lacks a peer. Does not return in that case."""
+    """When this interpreter lacks a peer, start again in .venv-bench, which is made on first use."""
     if all(importlib.util.find_spec(name) for name in PACKAGES):
         return
     home = places.VIRTUAL_ENVIRONMENT
@@ -36,11 +37,18 @@ def enter() -> None:
 
 def _install(python: str, name: str) -> None:
     """Each on its own: a peer without a wheel for this interpreter must not take the others away."""
-    found = subprocess.run([python, "-c", f"import {name}"], stdin=subprocess.DEVNULL, capture_output=True)
+    found = subprocess.run(
+        [python, "-c", f"import {name}"], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
     if found.returncode == 0:
         return
-    done = subprocess.run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", name],
-                          stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", name],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     if done.returncode != 0:
         print(f"pip install {name} failed: {done.stderr.strip().splitlines()[-1:]}", flush=True)
 
@@ -53,7 +61,7 @@ def raise_descriptor_limit() -> int:
 
 
 def missing_tool(name: str, package: str) -> str:
-    """"" when this independent load generator is installed, else how to get it."""
+    """ "" when this independent load generator is installed, else how to get it."""
     return "" if shutil.which(name) else f"{name} is not installed (Debian: apt install {package})"
 
 

@@ -1,4 +1,5 @@
 """What is asked of the contenders: each load is one point of the report."""
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,10 +12,10 @@ GROUPS = ("echo", "idle", "burn", "ping", "http", "memory", "latency", "import")
 class Load:
     group: str
     connections: int = 0
-    size: int = 0              # bytes a message
-    idle: int = 0              # further connections, each with a read pending and nothing to read
+    size: int = 0  # bytes a message
+    idle: int = 0  # further connections, each with a read pending and nothing to read
     placements: tuple[str, ...] = ("pinned", "free")
-    quick: bool = True         # part of a --quick run
+    quick: bool = True  # part of a --quick run
 
     @property
     def title(self) -> str:
@@ -22,7 +23,7 @@ class Load:
         return {
             "echo": f"echo of {_bytes(self.size)}, {connections}",
             "idle": f"echo of {_bytes(self.size)}, {connections} busy among {self.idle:,} idle ones",
-            "burn": f"echo of {_bytes(self.size)}, {connections}, a Python thread computing in the server's process",
+            "burn": f"echo of {_bytes(self.size)}, {connections}, a Python thread computing in the server",
             "ping": f"RESP PING by redis-benchmark, {connections}",
             "http": f"HTTP hello by wrk, {connections}",
             "memory": f"resident memory per idle connection with a read pending, {connections}",
@@ -39,8 +40,7 @@ class Load:
             return self.group in contender.protocols
         if self.group == "burn":
             return contender.can_burn and not contender.caller_buffers
-        # Buffers of the caller are the caller's memory, not the contender's; Go's gaio is asked all the same,
-        # but with its own buffers it would say nothing of the library.
+        # Buffers of the caller are the caller's memory: they would say nothing of the contender.
         return not (self.group in ("memory", "idle") and contender.caller_buffers)
 
 
@@ -72,11 +72,17 @@ ALL = [
 ]
 
 
-def chosen(groups: Iterable[str], connections: Sequence[int], sizes: Sequence[int], quick: bool) -> list[Load]:
+def chosen(
+    groups: Iterable[str], connections: Sequence[int], sizes: Sequence[int], quick: bool
+) -> list[Load]:
     """The loads of these groups; numbers given for the echo replace the table above by their product."""
     wanted = set(groups)
     loads = [load for load in ALL if load.group in wanted and (load.quick or not quick)]
     if not connections and not sizes:
         return loads
-    asked = [Load("echo", count, size) for size in sizes or [SMALL] for count in connections or [1, 8, 64, 1000, 8000]]
+    asked = [
+        Load("echo", count, size)
+        for size in sizes or [SMALL]
+        for count in connections or [1, 8, 64, 1000, 8000]
+    ]
     return (asked if "echo" in wanted else []) + [load for load in loads if load.group != "echo"]

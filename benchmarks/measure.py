@@ -1,4 +1,5 @@
 """How each load is measured: a fresh server in its place, a load in its own, and the figures of one round."""
+
 import csv
 import json
 import re
@@ -19,13 +20,14 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Timing:
-    seconds: float      # of the measured window
-    warm_up: float      # before it
+    seconds: float  # of the measured window
+    warm_up: float  # before it
 
 
 @dataclass
 class Sample:
     """One round of one contender at one load: a line of the JSON."""
+
     group: str
     connections: int
     size: int
@@ -39,7 +41,13 @@ class Sample:
 
 def measure(contender: Contender, load: Load, placement: Placement, timing: Timing) -> Figures:
     kinds: dict[str, Callable[[Contender, Load, Placement, Timing], Figures]] = {
-        "echo": echo, "idle": echo, "burn": echo, "ping": ping, "http": http, "memory": memory, "latency": latency,
+        "echo": echo,
+        "idle": echo,
+        "burn": echo,
+        "ping": ping,
+        "http": http,
+        "memory": memory,
+        "latency": latency,
     }
     return kinds[load.group](contender, load, placement, timing)
 
@@ -49,10 +57,29 @@ def echo(contender: Contender, load: Load, placement: Placement, timing: Timing)
     request = Request("echo", int(limit) + 10, load.group == "burn", load.size)
     with Server(contender, request, placement) as server:
         try:
-            said = json.loads(run(
-                [str(places.compile_c(places.ECHO_LOAD)), "-p", str(server.port), "-c", str(load.connections),
-                 "-s", str(load.size), "-t", str(timing.seconds), "-w", str(timing.warm_up), "-i", str(load.idle),
-                 "-P", str(server.pid)], placement.load, limit))
+            said = json.loads(
+                run(
+                    [
+                        str(places.compile_c(places.ECHO_LOAD)),
+                        "-p",
+                        str(server.port),
+                        "-c",
+                        str(load.connections),
+                        "-s",
+                        str(load.size),
+                        "-t",
+                        str(timing.seconds),
+                        "-w",
+                        str(timing.warm_up),
+                        "-i",
+                        str(load.idle),
+                        "-P",
+                        str(server.pid),
+                    ],
+                    placement.load,
+                    limit,
+                )
+            )
         except Failed as problem:
             raise Failed(f"{problem} {server.complaint()}".strip()) from None
     user, kernel = said["server_cpu"]["user"], said["server_cpu"]["kernel"]
@@ -68,17 +95,39 @@ def echo(contender: Contender, load: Load, placement: Placement, timing: Timing)
 
 
 def _cpu_per_request(user: float, kernel: float, requests: float) -> Figures:
-    return {"server_user_us": user / max(requests, 1) * 1e6, "server_kernel_us": kernel / max(requests, 1) * 1e6}
+    return {
+        "server_user_us": user / max(requests, 1) * 1e6,
+        "server_kernel_us": kernel / max(requests, 1) * 1e6,
+    }
 
 
 def ping(contender: Contender, load: Load, placement: Placement, timing: Timing) -> Figures:
-    """redis-benchmark counts requests, not seconds: a short run before the measured one finds how many fill the time."""
+    """redis-benchmark counts requests, not seconds: a short run finds how many of them fill the time."""
     limit = 10 * timing.seconds + 30
 
     def redis_benchmark(requests: int) -> dict[str, str]:
-        rows = list(csv.DictReader(run(
-            ["redis-benchmark", "-h", "127.0.0.1", "-p", str(server.port), "-c", str(load.connections),
-             "-n", str(requests), "-t", "ping_mbulk", "--csv"], placement.load, limit).splitlines()))
+        rows = list(
+            csv.DictReader(
+                run(
+                    [
+                        "redis-benchmark",
+                        "-h",
+                        "127.0.0.1",
+                        "-p",
+                        str(server.port),
+                        "-c",
+                        str(load.connections),
+                        "-n",
+                        str(requests),
+                        "-t",
+                        "ping_mbulk",
+                        "--csv",
+                    ],
+                    placement.load,
+                    limit,
+                ).splitlines()
+            )
+        )
         if not rows or "rps" not in rows[0]:
             raise Failed("redis-benchmark printed no figures (version 6.2 or later is needed)")
         return rows[0]
@@ -100,8 +149,21 @@ def http(contender: Contender, load: Load, placement: Placement, timing: Timing)
     seconds = max(round(timing.seconds), 1)  # wrk takes whole seconds
 
     def wrk(duration: int) -> str:
-        return run(["wrk", "--threads", "1", "--connections", str(load.connections), "--duration", f"{duration}s",
-                    "--latency", f"http://127.0.0.1:{server.port}/"], placement.load, duration + 30)
+        return run(
+            [
+                "wrk",
+                "--threads",
+                "1",
+                "--connections",
+                str(load.connections),
+                "--duration",
+                f"{duration}s",
+                "--latency",
+                f"http://127.0.0.1:{server.port}/",
+            ],
+            placement.load,
+            duration + 30,
+        )
 
     with Server(contender, Request("http", seconds + 70), placement) as server:
         before = server.cpu()
@@ -127,20 +189,22 @@ def _wrk_latency(said: str, percent: int) -> float:
     return float(found[1]) * {"us": 1.0, "ms": 1e3, "s": 1e6}[found[2]]
 
 
-FEW = 64        # connections that have exchanged a message before the first look at the memory
-GROUP = 200     # connections opened before waiting for the server to accept them: well below its backlog
+FEW = 64  # connections that have exchanged a message before the first look at the memory
+GROUP = 200  # connections opened before waiting for the server to accept them: well below its backlog
 
 
 def memory(contender: Contender, load: Load, placement: Placement, _timing: Timing) -> Figures:
-    """Resident memory that `load.connections` idle ones add to a server that is warm. The kernel's own memory for
-    sockets is not in it; it is the same for every contender."""
+    """Resident memory that `load.connections` idle ones add to a server that is warm. The kernel's own memory
+    for sockets is not in it; it is the same for every contender."""
     opened: list[socket.socket] = []
 
     def open_connections(server: Server, count: int) -> None:
         for start in range(0, count, GROUP):
             wanted = server.descriptors() + min(GROUP, count - start)
-            opened.extend(socket.create_connection(("127.0.0.1", server.port), timeout=10)
-                          for _ in range(min(GROUP, count - start)))
+            opened.extend(
+                socket.create_connection(("127.0.0.1", server.port), timeout=10)
+                for _ in range(min(GROUP, count - start))
+            )
             _wait_until(lambda: server.descriptors() >= wanted, "the server did not accept all connections")  # noqa: B023
 
     def exchange(connection: socket.socket) -> None:
@@ -157,7 +221,7 @@ def memory(contender: Contender, load: Load, placement: Placement, _timing: Timi
             open_connections(server, load.connections)
             after = _settled(server)
             for connection in opened[FEW::80]:
-                exchange(connection)    # they were connections with a read pending, not just accepted ones
+                exchange(connection)  # they were connections with a read pending, not just accepted ones
     finally:
         for connection in opened:
             connection.close()
@@ -185,18 +249,31 @@ def _settled(server: Server) -> int:
 
 def latency(contender: Contender, load: Load, placement: Placement, timing: Timing) -> Figures:
     """One request at a time in one process: both ends of the socketpair belong to single_request.py."""
-    said = json.loads(run(
-        [sys.executable, "-m", "benchmarks.single_request", contender.single_request, "--size", str(load.size),
-         "--seconds", str(timing.seconds)], placement.server, timing.seconds + 60))
+    said = json.loads(
+        run(
+            [
+                sys.executable,
+                "-m",
+                "benchmarks.single_request",
+                contender.single_request,
+                "--size",
+                str(load.size),
+                "--seconds",
+                str(timing.seconds),
+            ],
+            placement.server,
+            timing.seconds + 60,
+        )
+    )
     return {key: float(value) for key, value in said.items()}
 
 
-IMPORTS = 15    # interpreter starts a module and round
+IMPORTS = 15  # interpreter starts a module and round
 
 
 def import_time(modules: list[str]) -> dict[str, Figures]:
-    """Milliseconds from start to end of an interpreter that imports the module, less one that imports nothing. The
-    module files are in the page cache and compiled, as on every start but the first."""
+    """Milliseconds that importing each module adds to an interpreter's life from start to end. The files are in
+    the page cache and compiled, as on every start but the first."""
     everything = [*modules, ""]
     took: dict[str, list[float]] = {module: [] for module in everything}
     for _ in range(IMPORTS + 1):
@@ -204,6 +281,8 @@ def import_time(modules: list[str]) -> dict[str, Figures]:
             began = time.perf_counter()
             run([sys.executable, "-c", f"import {module}" if module else "pass"], usable_processors(), 30)
             took[module].append((time.perf_counter() - began) * 1e3)
-    start = statistics.median(took[""][1:])     # the first of each compiles or warms a cache
-    return {module: {"import_ms": statistics.median(took[module][1:]) - start, "start_ms": start} for module in modules}
-
+    start = statistics.median(took[""][1:])  # the first of each compiles or warms a cache
+    return {
+        module: {"import_ms": statistics.median(took[module][1:]) - start, "start_ms": start}
+        for module in modules
+    }

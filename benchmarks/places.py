@@ -1,4 +1,5 @@
-"""Where things are, and how the programs that are not Python are made: by the system's compilers, on the spot."""
+"""Where things are, and how the programs that are not Python are compiled: on the spot."""
+
 import functools
 import hashlib
 import os
@@ -36,7 +37,7 @@ def compile_c(source: Path) -> Path:
 
 @functools.cache
 def compile_go_gaio() -> Path:
-    """The echo server on Go's gaio. The module comes from wherever the user's Go is set up to take modules from."""
+    """The echo server on Go's gaio, a module that comes from wherever the user's Go takes modules from."""
     program = BUILD / f"go_gaio-{_fingerprint(GO_GAIO / 'main.go', GO_GAIO / 'go.mod')}"
     if program.exists():
         return program
@@ -59,7 +60,15 @@ def _build(command: list[str], program: Path, cwd: Path) -> None:
     unfinished = program.with_name(f"{program.name}.{os.getpid()}")
     command = [part.format(program=unfinished) for part in command]
     try:
-        done = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            command,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired) as problem:
         raise CannotBuild(str(problem)) from problem
     if done.returncode != 0:

@@ -1,33 +1,42 @@
 """The results as pictures, PNG and SVG, made from the JSON alone."""
+
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .contenders import ALL, BY_NAME
 from .report import Results, title_of
 from .summary import Point, Summary, summaries
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure as Drawing
-
 Found = dict[Point, Summary]
 
 # Fixed, so that a contender has the same colour in every picture whoever else was measured. gaio stands out.
 COLOURS = {
-    "c_epoll": "#3a3a3a", "uvloop": "#1f77b4", "asyncio": "#7f7fbf", "asyncio-streams": "#b3a2d0",
-    "trio": "#8c9f5b", "gevent": "#5b9f8c", "go-gaio": "#17a2b8", "plain-stdlib": "#b08d57",
-    "plain-stdlib-caller": "#d0b98d", "gaio-epoll": "#d62728", "gaio-epoll-caller": "#e88080",
-    "gaio-io_uring": "#e67300", "gaio-io_uring-caller": "#f5ab66", "blocking-socket": "#3a3a3a",
+    "c_epoll": "#3a3a3a",
+    "uvloop": "#1f77b4",
+    "asyncio": "#7f7fbf",
+    "asyncio-streams": "#b3a2d0",
+    "trio": "#8c9f5b",
+    "gevent": "#5b9f8c",
+    "go-gaio": "#17a2b8",
+    "plain-stdlib": "#b08d57",
+    "plain-stdlib-caller": "#d0b98d",
+    "gaio-epoll": "#d62728",
+    "gaio-epoll-caller": "#e88080",
+    "gaio-io_uring": "#e67300",
+    "gaio-io_uring-caller": "#f5ab66",
+    "blocking-socket": "#3a3a3a",
 }
 
 
 def draw(results: Results, folder: Path) -> list[str]:
     """Writes each picture the results have figures for; returns their names without ending."""
-    import matplotlib
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "gaio"    # the same results give the same file
+    matplotlib.rcParams["svg.hashsalt"] = "gaio"  # the same results give the same file
     found = summaries(results.samples)
     written = []
     for name, picture in PICTURES.items():
@@ -40,9 +49,8 @@ def draw(results: Results, folder: Path) -> list[str]:
     return written
 
 
-def _panels(count: int, height: float = 4.2) -> "tuple[Drawing, list[Axes]]":
+def _panels(count: int, height: float = 4.2) -> tuple[Drawing, list[Axes]]:
     """Two a row."""
-    from matplotlib.figure import Figure as Drawing
     rows = (count + 1) // 2
     drawing = Drawing(figsize=(6.5 * min(count, 2), height * rows), layout="constrained")
     axes: list[Axes] = list(drawing.subplots(rows, min(count, 2), squeeze=False).flat)
@@ -55,7 +63,7 @@ def _in_order(summary: Summary) -> list[str]:
     return [contender.name for contender in ALL if contender.name in summary]
 
 
-def throughput(found: Found) -> "Drawing | None":
+def throughput(found: Found) -> Drawing | None:
     """Requests a second against connections, 64-byte echo, a panel for each placement."""
     curves: dict[str, dict[str, list[tuple[int, float, float, float]]]] = {}
     for point, summary in found.items():
@@ -63,19 +71,31 @@ def throughput(found: Found) -> "Drawing | None":
             for name in _in_order(summary):
                 rate = summary[name]["requests_per_second"]
                 curves.setdefault(point.placement, {}).setdefault(name, []).append(
-                    (point.connections, rate.median, rate.least, rate.most))
+                    (point.connections, rate.median, rate.least, rate.most)
+                )
     if not curves:
         return None
     drawing, panels = _panels(len(curves), 5.5)
     for panel, (placement, lines) in zip(panels, curves.items(), strict=True):
         for name in sorted(lines, key=lambda name: -lines[name][-1][1]):
             connections, medians, least, most = zip(*sorted(lines[name]), strict=True)
-            panel.plot(connections, medians, marker="o", markersize=4, color=COLOURS[name], label=title_of(name),
-                       linewidth=2.2 if BY_NAME[name].is_gaio else 1.3,
-                       linestyle="--" if BY_NAME[name].caller_buffers else "-")
+            panel.plot(
+                connections,
+                medians,
+                marker="o",
+                markersize=4,
+                color=COLOURS[name],
+                label=title_of(name),
+                linewidth=2.2 if BY_NAME[name].is_gaio else 1.3,
+                linestyle="--" if BY_NAME[name].caller_buffers else "-",
+            )
             panel.fill_between(connections, least, most, color=COLOURS[name], alpha=0.12, linewidth=0)
-        panel.set(title=f"echo of 64 bytes, {placement}", xlabel="connections", ylabel="requests per second",
-                  xscale="log")
+        panel.set(
+            title=f"echo of 64 bytes, {placement}",
+            xlabel="connections",
+            ylabel="requests per second",
+            xscale="log",
+        )
         counts = sorted({count for line in lines.values() for count, *_ in line})
         panel.set_xticks(counts, [f"{count:,}" for count in counts])
         panel.minorticks_off()
@@ -86,24 +106,34 @@ def throughput(found: Found) -> "Drawing | None":
     return drawing
 
 
-def _bars(panel: "Axes", summary: Summary, figure: str, title: str, unit: str) -> None:
+def _bars(panel: Axes, summary: Summary, figure: str, title: str, unit: str) -> None:
     names = _in_order(summary)
     # The first bar is the lowest: the best comes last, whether that is the most or the least.
     names.sort(key=lambda name: summary[name][figure].median, reverse=figure == "bytes_per_connection")
     values = [summary[name][figure] for name in names]
     medians = [value.median for value in values]
-    errors = [[value.median - value.least for value in values], [value.most - value.median for value in values]]
-    bars = panel.barh([title_of(name) for name in names], medians, xerr=errors,
-                      color=[COLOURS[name] for name in names], error_kw={"linewidth": 0.8, "alpha": 0.6})
+    errors = [
+        [value.median - value.least for value in values],
+        [value.most - value.median for value in values],
+    ]
+    bars = panel.barh(
+        [title_of(name) for name in names],
+        medians,
+        xerr=errors,
+        color=[COLOURS[name] for name in names],
+        error_kw={"linewidth": 0.8, "alpha": 0.6},
+    )
     panel.bar_label(bars, labels=[f" {median:,.0f}" for median in medians], fontsize=7)
     panel.margins(x=0.15)
     panel.set(title=title, xlabel=unit)
     panel.grid(axis="x", alpha=0.3)
 
 
-def processor_time(found: Found) -> "Drawing | None":
+def processor_time(found: Found) -> Drawing | None:
     """Server time a request at 64 connections, split in user and kernel."""
-    points = [point for point in found if point.group == "echo" and (point.connections, point.size) == (64, 64)]
+    points = [
+        point for point in found if point.group == "echo" and (point.connections, point.size) == (64, 64)
+    ]
     if not points:
         return None
     drawing, panels = _panels(len(points))
@@ -122,10 +152,11 @@ def processor_time(found: Found) -> "Drawing | None":
     return drawing
 
 
-def latency(found: Found) -> "Drawing | None":
+def latency(found: Found) -> Drawing | None:
     """Median and 99th percentile, 64-byte echo over 64 connections."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-    points = [point for point in found if point.group == "echo" and (point.connections, point.size) == (64, 64)]
+    points = [
+        point for point in found if point.group == "echo" and (point.connections, point.size) == (64, 64)
+    ]
     if not points:
         return None
     drawing, panels = _panels(len(points))
@@ -147,7 +178,7 @@ def latency(found: Found) -> "Drawing | None":
     return drawing
 
 
-def _bar_picture(found: Found, wanted: Callable[[Point], bool], figure: str, unit: str) -> "Drawing | None":
+def _bar_picture(found: Found, wanted: Callable[[Point], bool], figure: str, unit: str) -> Drawing | None:
     points = [point for point in found if wanted(point)]
     if not points:
         return None
@@ -157,28 +188,38 @@ def _bar_picture(found: Found, wanted: Callable[[Point], bool], figure: str, uni
     return drawing
 
 
-def large_messages(found: Found) -> "Drawing | None":
-    return _bar_picture(found, lambda point: point.group == "echo" and point.size == 65536 and
-                        point.connections in (1, 16), "megabytes_per_second", "MB/s")
+def large_messages(found: Found) -> Drawing | None:
+    return _bar_picture(
+        found,
+        lambda point: point.group == "echo" and point.size == 65536 and point.connections in (1, 16),
+        "megabytes_per_second",
+        "MB/s",
+    )
 
 
-def crowded(found: Found) -> "Drawing | None":
+def crowded(found: Found) -> Drawing | None:
     """What happens to 64 busy connections when much else goes on."""
-    return _bar_picture(found, lambda point: point.group in ("idle", "burn"), "requests_per_second",
-                        "requests per second")
+    return _bar_picture(
+        found, lambda point: point.group in ("idle", "burn"), "requests_per_second", "requests per second"
+    )
 
 
-def independent_clients(found: Found) -> "Drawing | None":
-    return _bar_picture(found, lambda point: point.group in ("ping", "http"), "requests_per_second",
-                        "requests per second")
+def independent_clients(found: Found) -> Drawing | None:
+    return _bar_picture(
+        found, lambda point: point.group in ("ping", "http"), "requests_per_second", "requests per second"
+    )
 
 
-def memory(found: Found) -> "Drawing | None":
+def memory(found: Found) -> Drawing | None:
     return _bar_picture(found, lambda point: point.group == "memory", "bytes_per_connection", "bytes")
 
 
-PICTURES: "dict[str, Callable[[Found], Drawing | None]]" = {
-    "throughput": throughput, "processor_time": processor_time, "latency": latency,
-    "large_messages": large_messages, "crowded": crowded, "independent_clients": independent_clients,
+PICTURES: dict[str, Callable[[Found], Drawing | None]] = {
+    "throughput": throughput,
+    "processor_time": processor_time,
+    "latency": latency,
+    "large_messages": large_messages,
+    "crowded": crowded,
+    "independent_clients": independent_clients,
     "memory": memory,
 }

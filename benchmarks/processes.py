@@ -1,4 +1,5 @@
 """Servers and loads as processes: on their processors, bounded in time, ended by their process id."""
+
 import contextlib
 import json
 import os
@@ -13,7 +14,7 @@ from typing import IO
 from . import places
 from .contenders import Contender, Request
 
-START_LIMIT = 20.0          # seconds a server may take to announce its port
+START_LIMIT = 20.0  # seconds a server may take to announce its port
 
 
 class Failed(Exception):
@@ -23,7 +24,7 @@ class Failed(Exception):
 @dataclass(frozen=True)
 class Placement:
     name: str
-    server: frozenset[int]      # processors
+    server: frozenset[int]  # processors
     load: frozenset[int]
 
 
@@ -40,8 +41,8 @@ def move_to(processors: frozenset[int]) -> None:
 
 
 def placements() -> list[Placement]:
-    """Pinned: the server alone on one processor, the load on another. Free: the scheduler decides, as it mostly does
-    in production, and handing work between threads costs what it costs."""
+    """Pinned: the server alone on one processor, the load on another. Free: the scheduler decides, as it does
+    in most deployments, and handing work between threads costs what it costs."""
     everywhere = usable_processors()
     usable = sorted(everywhere)
     found = [Placement("free", everywhere, everywhere)]
@@ -66,11 +67,15 @@ class Server:
 
     def __init__(self, contender: Contender, request: Request, placement: Placement) -> None:
         assert contender.command is not None, f"{contender.name} serves nothing"
-        self._errors: IO[bytes] = tempfile.TemporaryFile()
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
         with on_processors(placement.server):
             self._process = subprocess.Popen(
-                contender.command(request), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._errors,
-                cwd=places.PROJECT)
+                contender.command(request),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                cwd=places.PROJECT,
+            )
         self.pid = self._process.pid
         try:
             self.port = self._announced_port()
@@ -100,7 +105,7 @@ class Server:
             self._process.stdout.close()
         self._errors.close()
 
-    def __enter__(self) -> "Server":
+    def __enter__(self) -> "Server":  # noqa: PYI034 - typing.Self is not in Python 3.10
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -111,7 +116,7 @@ class Server:
         return int(self._proc("statm").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def cpu(self) -> tuple[float, float]:
-        """Seconds in user mode and in the kernel so far: proc_pid_stat(5), fields 14 and 15, in clock ticks."""
+        """Seconds in user mode and in the kernel so far: proc_pid_stat(5), fields 14 and 15, in ticks."""
         fields = self._proc("stat").rpartition(")")[2].split()
         tick = os.sysconf("SC_CLK_TCK")
         return int(fields[11]) / tick, int(fields[12]) / tick
@@ -134,8 +139,14 @@ class Server:
 def run(command: list[str], processors: frozenset[int], limit: float) -> str:
     """What a program printed on standard output; it has to end by itself, well, and in time."""
     with on_processors(processors):
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   text=True, cwd=places.PROJECT)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=places.PROJECT,
+        )
     try:
         output, errors = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
@@ -146,5 +157,7 @@ def run(command: list[str], processors: frozenset[int], limit: float) -> str:
             process.communicate()
     if process.returncode != 0:
         said = errors.strip().splitlines()
-        raise Failed(said[-1] if said else f"{os.path.basename(command[0])} ended with status {process.returncode}")
+        raise Failed(
+            said[-1] if said else f"{os.path.basename(command[0])} ended with status {process.returncode}"
+        )
     return output

@@ -1,8 +1,9 @@
 """How long one request takes from submit to completion: `python3 -m benchmarks.single_request gaio-epoll`.
 
-One process, one thread that submits and waits, both ends of a socketpair. `write`: submit 64 bytes, wait for the
-completion. `read`: the bytes are there already; submit a read, wait for the completion. Prints JSON.
+One process, one thread that submits and waits, both ends of a socketpair. `write`: submit 64 bytes, wait for
+the completion. `read`: the bytes are there already; submit a read, wait for the completion. Prints JSON.
 """
+
 import argparse
 import asyncio
 import json
@@ -17,17 +18,18 @@ from typing import TYPE_CHECKING, cast
 from .servers import common, proactor
 
 assert sys.platform == "linux", "plain_stdlib.py needs epoll"
-from .servers import plain_stdlib
+from .servers import plain_stdlib  # noqa: E402 - the type checker must not look for it on other platforms
 
 if TYPE_CHECKING:
     from gaio import BackendName
 
-WARM_UP = 300       # requests of each kind before the first that counts
+WARM_UP = 300  # requests of each kind before the first that counts
 
 
 @dataclass
 class Trial:
     """The peer's part of the conversation, and the times taken."""
+
     message: bytes
     seconds: float
     conn: socket.socket
@@ -35,7 +37,7 @@ class Trial:
     nanoseconds: dict[str, list[int]] = field(default_factory=lambda: {"write": [], "read": []})
 
     def turns(self) -> Iterator[str]:
-        """Names the request to be made and timed next; what the peer has to do happens between two of them."""
+        """Names the request to be made and timed next; the peer does its part between two of them."""
         end = time.monotonic() + self.seconds
         while time.monotonic() < end or len(self.nanoseconds["read"]) <= 2 * WARM_UP:
             yield "write"
@@ -77,8 +79,10 @@ def blocking_socket(trial: Trial) -> None:
 async def event_loop(trial: Trial) -> None:
     loop = asyncio.get_running_loop()
     trial.conn.setblocking(False)
-    await trial.run_awaiting(write=lambda: loop.sock_sendall(trial.conn, trial.message),
-                             read=lambda: loop.sock_recv(trial.conn, common.READ_SIZE))
+    await trial.run_awaiting(
+        write=lambda: loop.sock_sendall(trial.conn, trial.message),
+        read=lambda: loop.sock_recv(trial.conn, common.READ_SIZE),
+    )
 
 
 def proactor_watcher(trial: Trial, watcher: proactor.Watcher) -> None:
@@ -111,12 +115,14 @@ def main() -> None:
     elif subject == "asyncio":
         asyncio.run(event_loop(trial))
     elif subject == "uvloop":
-        import uvloop
+        import uvloop  # noqa: PLC0415 - the other subjects do not need it
+
         uvloop.run(event_loop(trial))
     elif subject == "plain-stdlib":
         proactor_watcher(trial, plain_stdlib.Watcher())
     else:
-        import gaio
+        import gaio  # noqa: PLC0415 - nor this
+
         with gaio.Watcher(backend=cast("BackendName", subject.removeprefix("gaio-"))) as watcher:
             proactor_watcher(trial, watcher)
     print(json.dumps(trial.figures()))

@@ -1,4 +1,5 @@
 """From samples to medians: what the table, the plots and the targets all read."""
+
 import statistics
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from .measure import Sample
 @dataclass(frozen=True)
 class Point:
     """A load in a place."""
+
     group: str
     connections: int
     size: int
@@ -22,12 +24,15 @@ class Point:
 
     @property
     def title(self) -> str:
-        return self.load.title if self.group in ("memory", "import") else f"{self.load.title}, {self.placement}"
+        return (
+            self.load.title if self.group in ("memory", "import") else f"{self.load.title}, {self.placement}"
+        )
 
 
 @dataclass(frozen=True)
 class Figure:
     """One figure over the rounds."""
+
     median: float
     least: float
     most: float
@@ -38,7 +43,7 @@ class Figure:
         return (self.most - self.least) / self.median if self.median else 0.0
 
 
-Summary = dict[str, dict[str, Figure]]      # contender -> name of the figure -> its values
+Summary = dict[str, dict[str, Figure]]  # contender -> name of the figure -> its values
 
 
 def summaries(samples: list[Sample]) -> dict[Point, Summary]:
@@ -53,8 +58,10 @@ def summaries(samples: list[Sample]) -> dict[Point, Summary]:
             figures.setdefault(name, []).append(value)
     return {
         point: {
-            contender: {name: Figure(statistics.median(values), min(values), max(values))
-                        for name, values in figures.items()}
+            contender: {
+                name: Figure(statistics.median(values), min(values), max(values))
+                for name, values in figures.items()
+            }
             for contender, figures in found.items()
         }
         for point, found in gathered.items()
@@ -64,11 +71,15 @@ def summaries(samples: list[Sample]) -> dict[Point, Summary]:
 def main_figure(group: str) -> str:
     """The figure a load is about."""
     return {"memory": "bytes_per_connection", "latency": "read_p50_us", "import": "import_ms"}.get(
-        group, "requests_per_second")
+        group, "requests_per_second"
+    )
 
 
 def best_gaio(summary: Summary) -> str:
     """The gaio contender with the most requests a second at this point, "" when none was measured."""
-    rates = {name: figures["requests_per_second"].median for name, figures in summary.items()
-             if name in BY_NAME and BY_NAME[name].is_gaio and "requests_per_second" in figures}
+    rates = {
+        name: figures["requests_per_second"].median
+        for name, figures in summary.items()
+        if name in BY_NAME and BY_NAME[name].is_gaio and "requests_per_second" in figures
+    }
     return max(rates, key=lambda name: rates[name], default="")

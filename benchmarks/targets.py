@@ -1,4 +1,5 @@
 """The figures the project set itself, held against the medians of one run."""
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -10,12 +11,13 @@ BACKENDS = ("epoll", "io_uring")
 @dataclass(frozen=True)
 class Verdict:
     """One row: a ratio to a peer for each backend, or an absolute figure in `unit`."""
+
     work: str
     against: str
     wanted: float
-    reached: dict[str, float]       # backend -> ratio or figure; a backend that was not measured is not in it
-    unit: str = "×"
-    at_most: bool = False           # the figure must not exceed what is wanted
+    reached: dict[str, float]  # backend -> ratio or figure; a backend that was not measured is not in it
+    unit: str = "x"
+    at_most: bool = False  # the figure must not exceed what is wanted
 
     @property
     def best(self) -> float:
@@ -29,18 +31,22 @@ class Verdict:
 @dataclass(frozen=True)
 class Ratio:
     """Requests a second at one point, gaio's over a peer's."""
+
     point: Point
     peer: str
     title: str
     wanted: float
-    variant: str = ""                       # of the gaio contender: "" (swap buffers) or "-caller"
+    variant: str = ""  # of the gaio contender: "" (swap buffers) or "-caller"
     backends: tuple[str, ...] = BACKENDS
 
     def judge(self, found: dict[Point, Summary]) -> Verdict | None:
         summary = found.get(self.point, {})
         peer = rate(summary, self.peer)
-        reached = {backend: own / peer for backend in self.backends
-                   if peer and (own := rate(summary, f"gaio-{backend}{self.variant}"))}
+        reached = {
+            backend: own / peer
+            for backend in self.backends
+            if peer and (own := rate(summary, f"gaio-{backend}{self.variant}"))
+        }
         work = self.point.title + (", caller buffers" if self.variant else "")
         if self.backends == ("epoll",):
             work += ", epoll backend"
@@ -70,7 +76,9 @@ def ratios() -> Iterator[Ratio]:
         yield Ratio(echo(connections, "free"), "asyncio", "asyncio protocol", over_asyncio)
     for placement in ("pinned", "free"):
         for connections in (1, 16):
-            yield Ratio(echo(connections, placement, 65536), "uvloop", "uvloop protocol", 1.1, variant="-caller")
+            yield Ratio(
+                echo(connections, placement, 65536), "uvloop", "uvloop protocol", 1.1, variant="-caller"
+            )
     for placement in ("pinned", "free"):
         yield Ratio(Point("burn", 64, 64, 0, placement), "asyncio", "asyncio protocol", 3.0)
 
@@ -84,15 +92,21 @@ def judge(found: dict[Point, Summary]) -> list[Verdict]:
 
 def _memory(found: dict[Point, Summary]) -> Verdict | None:
     point = Point("memory", 8000, 0, 0, "free")
-    reached = {backend: figures["bytes_per_connection"].median for backend in BACKENDS
-               if (figures := found.get(point, {}).get(f"gaio-{backend}"))}
+    reached = {
+        backend: figures["bytes_per_connection"].median
+        for backend in BACKENDS
+        if (figures := found.get(point, {}).get(f"gaio-{backend}"))
+    }
     return Verdict(point.title, "absolute", 1000, reached, "bytes", at_most=True) if reached else None
 
 
 def _many_connections(found: dict[Point, Summary]) -> Verdict | None:
     many, some = found.get(echo(8000, "pinned"), {}), found.get(echo(64, "pinned"), {})
-    reached = {backend: own / at_64 for backend in BACKENDS
-               if (own := rate(many, f"gaio-{backend}")) and (at_64 := rate(some, f"gaio-{backend}"))}
+    reached = {
+        backend: own / at_64
+        for backend in BACKENDS
+        if (own := rate(many, f"gaio-{backend}")) and (at_64 := rate(some, f"gaio-{backend}"))
+    }
     return Verdict(echo(8000, "pinned").title, "itself at 64 connections", 0.75, reached) if reached else None
 
 
@@ -100,4 +114,6 @@ def _import(found: dict[Point, Summary]) -> Verdict | None:
     figures = found.get(Point("import", 0, 0, 0, "free"), {}).get("import gaio")
     if figures is None:
         return None
-    return Verdict("import gaio", "interpreter start", 15, {"any": figures["import_ms"].median}, "ms", at_most=True)
+    return Verdict(
+        "import gaio", "interpreter start", 15, {"any": figures["import_ms"].median}, "ms", at_most=True
+    )

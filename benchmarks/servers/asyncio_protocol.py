@@ -2,6 +2,7 @@
 
 The "TCP Echo Server" of https://docs.python.org/3/library/asyncio-protocol.html.
 """
+
 import asyncio
 from collections.abc import Callable
 from typing import cast
@@ -35,7 +36,9 @@ def protocol_factory(protocol: str) -> Callable[[], asyncio.Protocol]:
 
 async def serve(protocol: str) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(protocol_factory(protocol), sock=common.listen(), backlog=common.BACKLOG)
+    server = await loop.create_server(
+        protocol_factory(protocol), sock=common.listen(), backlog=common.BACKLOG
+    )
     async with server:
         await server.serve_forever()
 

@@ -1,7 +1,9 @@
 """asyncio with streams: one coroutine a connection.
 
-The "TCP echo server using streams" of https://docs.python.org/3/library/asyncio-stream.html, reading until the end.
+The "TCP echo server using streams" of https://docs.python.org/3/library/asyncio-stream.html, reading until
+the end.
 """
+
 import asyncio
 
 from . import common

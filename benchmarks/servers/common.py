@@ -2,6 +2,7 @@
 
 A server prints one line of JSON, ``{"port": N}``, when it can be connected to, and serves until it is killed.
 """
+
 import argparse
 import json
 import signal
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 BACKLOG = 4096
-READ_SIZE = 65536   # the most one receive may bring, the same for every contender
+READ_SIZE = 65536  # the most one receive may bring, the same for every contender
 
 PING = b"*1\r\n$4\r\nPING\r\n"
 PONG = b"+PONG\r\n"
@@ -21,10 +22,10 @@ HELLO = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\
 
 @dataclass(frozen=True)
 class Options:
-    protocol: str       # echo, ping (RESP) or http
-    buffer_size: int    # of the caller's buffers, for a contender that uses some
-    backend: str        # of gaio
-    variant: str        # of the server's loop, where there is more than one
+    protocol: str  # echo, ping (RESP) or http
+    buffer_size: int  # of the caller's buffers, for a contender that uses some
+    backend: str  # of gaio
+    variant: str  # of the server's loop, where there is more than one
 
 
 def start() -> Options:
@@ -63,8 +64,8 @@ def without_delay(connection: socket.socket) -> socket.socket:
     return connection
 
 
-Arrived = bytes | bytearray            # trio may give either
-Answer = Callable[[Arrived], bytes]    # what has arrived -> what to send now, maybe nothing
+Arrived = bytes | bytearray  # trio may give either
+Answer = Callable[[Arrived], bytes]  # what has arrived -> what to send now, maybe nothing
 
 
 def answer_for(protocol: str) -> Answer:
@@ -104,7 +105,7 @@ class _Commands:
             line_end = self._rest.find(b"\r\n", end)
             if line_end < 0:
                 return None
-            end = line_end + 2 + int(self._rest[end + 1:line_end]) + 2
+            end = line_end + 2 + int(self._rest[end + 1 : line_end]) + 2
             if len(self._rest) < end:
                 return None
         return end

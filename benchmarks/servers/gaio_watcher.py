@@ -1,4 +1,5 @@
 """gaio, through its public API: the loops are in proactor.py."""
+
 from typing import TYPE_CHECKING, cast
 
 import gaio

@@ -1,5 +1,8 @@
-"""gevent: a StreamServer, one greenlet a connection, as examples/echoserver.py of gevent does it (with bytes read as
-they come instead of lines)."""
+"""gevent: a StreamServer, one greenlet a connection.
+
+As examples/echoserver.py of gevent does it, with bytes taken as they come instead of lines.
+"""
+
 import socket
 
 from gevent.server import StreamServer

@@ -1,8 +1,10 @@
-"""gaio's API from the standard library alone, the straightforward way: what does not beat this is not worth its weight.
+"""gaio's API from the standard library alone, the straightforward way: the mark gaio has to beat.
 
-A poller thread owns all descriptor state. It takes submitted requests from an inbox, tries each one at once, parks it
-until the next edge when the kernel says EAGAIN, and hands finished ones to `wait_io()` through a Condition.
+A poller thread owns all descriptor state. It takes submitted requests from an inbox, tries each one at once,
+parks it until the next edge when the kernel says EAGAIN, and hands finished ones to `wait_io()` through a
+Condition.
 """
+
 import os
 import select
 import socket
@@ -133,7 +135,7 @@ class Watcher:
                 if request.operation == WRITE:
                     view = memoryview(request.buffer)
                     while request.size < len(view):
-                        request.size += os.writev(connection.fd, [view[request.size:]])
+                        request.size += os.writev(connection.fd, [view[request.size :]])
                 elif request.buffer is None:
                     data = os.read(connection.fd, common.READ_SIZE)
                     request.buffer, request.size = data, len(data)

@@ -1,7 +1,8 @@
-"""Servers on the proactor API that gaio and plain_stdlib.py share: submit reads and writes, collect finished ones.
+"""Servers on the API that gaio and plain_stdlib.py share: submit reads and writes, collect finished ones.
 
 Which of the two swap loops is the contender: see `echo_swap`.
 """
+
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ class Watcher(Protocol):
     def wait_io(self) -> Sequence[Result]: ...
 
 
-READ = 0    # gaio.READ; plain_stdlib.py uses the same number
+READ = 0  # gaio.READ; plain_stdlib.py uses the same number
 
 
 def accept_for_ever(listener: socket.socket, first_read: Callable[[socket.socket], None]) -> None:
@@ -51,7 +52,7 @@ def accept_for_ever(listener: socket.socket, first_read: Callable[[socket.socket
 
 
 def echo_swap(watcher: Watcher, listener: socket.socket) -> None:
-    """The bytes arrive in the watcher's memory, and the next read is asked for in the same breath as the write."""
+    """The bytes arrive in the watcher's memory; the next read is submitted right after the write."""
     accept_for_ever(listener, watcher.read)
     while True:
         for result in watcher.wait_io():
@@ -63,7 +64,7 @@ def echo_swap(watcher: Watcher, listener: socket.socket) -> None:
 
 
 def echo_swap_in_turn(watcher: Watcher, listener: socket.socket) -> None:
-    """The same, but a connection is read again only when its write has finished: back-pressure for slow readers."""
+    """The same, but a connection is read again only when its write is over: slow readers are not outrun."""
     accept_for_ever(listener, watcher.read)
     while True:
         for result in watcher.wait_io():
@@ -76,7 +77,7 @@ def echo_swap_in_turn(watcher: Watcher, listener: socket.socket) -> None:
 
 
 def echo_caller(watcher: Watcher, listener: socket.socket, buffer_size: int) -> None:
-    """Every connection has a buffer of its own: it may be read into again only when the write from it is over."""
+    """Every connection has a buffer of its own, read into again only when the write from it is over."""
 
     def first_read(connection: socket.socket) -> None:
         buffer = memoryview(bytearray(buffer_size))
@@ -89,7 +90,7 @@ def echo_caller(watcher: Watcher, listener: socket.socket, buffer_size: int) -> 
                 watcher.free(result.conn)
             elif result.operation == READ:
                 buffer = result.context
-                watcher.write(result.conn, buffer[:result.size], context=buffer)
+                watcher.write(result.conn, buffer[: result.size], context=buffer)
             else:
                 buffer = result.context
                 watcher.read(result.conn, buffer, context=buffer)

@@ -1,4 +1,5 @@
-"""trio: one task a connection, as "An echo server" in trio's tutorial. SocketStream sets TCP_NODELAY by itself."""
+"""trio: one task a connection, as "An echo server" in trio's tutorial. TCP_NODELAY is its default."""
+
 import trio
 
 from . import common

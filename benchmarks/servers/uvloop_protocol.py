@@ -1,4 +1,5 @@
-"""uvloop with a Protocol: the very server of asyncio_protocol.py under `uvloop.run()`, as uvloop's README says."""
+"""uvloop with a Protocol: the server of asyncio_protocol.py under `uvloop.run()`, as uvloop's README says."""
+
 import uvloop
 
 from . import common
