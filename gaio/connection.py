@@ -1,0 +1,118 @@
+"""One delegated descriptor, its two queues of requests, and who owns what.
+
+Delegation duplicates the caller's descriptor and closes the original: from then on no one but the watcher can
+read, write or close this one, so its number cannot be reused under a pending request.
+
+Ownership
+    request -> conn, memory      strongly, until its result is delivered
+    Connection -> requests       strongly, through its queues
+    Connection -> conn           weakly: an object that nobody holds and that has no request pending is collected,
+                                 and its finalizer has the descriptor closed
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import weakref
+from typing import Any
+
+from gaio.errors import GaioError, UnsupportedConnError
+from gaio.platform import DATAGRAM, FILE, SOCKET, STREAM
+from gaio.result import OpResult
+
+
+NO_MORE: Any = OpResult()  # as the tail of a queue: it takes no more requests
+
+
+class RequestQueue:
+    """The requests of one direction in the order of submission; only the first is with the backend."""
+
+    __slots__ = ("descriptor", "fd", "outbound", "head", "tail", "ready", "waiting")
+
+    def __init__(self, connection: Connection, outbound: bool) -> None:
+        self.descriptor = connection
+        self.fd = connection.fd
+        self.outbound = outbound
+        self.head: OpResult | None = None
+        self.tail: OpResult | None = None if connection.overtaken is None else NO_MORE
+        self.ready = 1 if outbound else 0  # for the backend: a fresh descriptor is taken for writable
+        self.waiting: Any = None  # for the backend
+
+
+class Connection:
+    """A delegated descriptor. All of it but `conn` and `key` belongs to whoever has the watch."""
+
+    __slots__ = ("fd", "token", "kind", "key", "conn", "finalizer", "reads", "writes", "overtaken")
+
+    def __init__(self, conn: Any, fd: int, kind: int, token: int) -> None:
+        self.fd = fd  # ours: closed exactly once, when the last request has come back
+        self.token = token
+        self.kind = kind
+        self.key = id(conn)
+        self.conn = weakref.ref(conn)
+        self.finalizer: weakref.finalize[Any, Any] | None = None
+        self.overtaken: type[GaioError] | None = None  # why it takes no more requests, None while it does
+        self.reads = RequestQueue(self, outbound=False)
+        self.writes: RequestQueue | None = None  # most idle connections never write
+
+    def open_writes(self) -> RequestQueue:
+        """The queue of writes. Any thread that holds the watcher's delegation lock: there must be only one."""
+        if self.writes is None:
+            self.writes = RequestQueue(self, outbound=True)
+        return self.writes
+
+    def queues(self) -> list[RequestQueue]:
+        return [self.reads] if self.writes is None else [self.reads, self.writes]
+
+
+def descriptor_of(conn: Any) -> int:
+    """The number of the descriptor behind a caller's object; `UnsupportedConnError` when there is none."""
+    fileno = getattr(conn, "fileno", None)
+    if not callable(fileno) or not callable(getattr(conn, "close", None)):
+        raise UnsupportedConnError(
+            f"conn must be an object with fileno() and close(), such as a connected socket, not {conn!r}"
+        )
+    try:
+        fd = fileno()
+    except (OSError, ValueError) as error:
+        raise UnsupportedConnError(f"conn has no descriptor to hand over: {error}") from error
+    if not isinstance(fd, int) or fd < 0:
+        raise UnsupportedConnError(
+            f"conn is closed: {conn!r} was freed or closed before, or belongs to another watcher by now"
+        )
+    return fd
+
+
+def kind_of(fd: int) -> int:
+    """How bytes move on this descriptor; `UnsupportedConnError` when none ever will.
+
+    `OSError` when the number is not an open descriptor.
+    """
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return FILE
+    # A second Python object for the same number, let go without closing it.
+    sock = socket.socket(fileno=fd)
+    try:
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise UnsupportedConnError("conn is a listening socket: accept() from it and submit what that returns")
+        if sock.type == socket.SOCK_DGRAM:
+            return DATAGRAM
+        if sock.type != socket.SOCK_STREAM or sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return SOCKET
+        if _never_connected(sock):
+            raise UnsupportedConnError("conn is not connected: connect() it before submitting requests")
+        return STREAM
+    finally:
+        sock.detach()
+
+
+def _never_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        # No peer: never connected, or already reset by it, which is for the first read to report. A socket that
+        # was connected has kept its local port.
+        return bool(sock.getsockname()[1] == 0)
+    return False

@@ -1,0 +1,73 @@
+"""The deadlines of pending requests: a heap with entries that can be called off.
+
+Most deadlines are called off, because most requests finish in time. An entry called off lets go of its request
+at once and stays in the heap as an empty shell; when the shells outnumber the rest, the heap is built anew, so
+memory follows the requests that are pending and not those that were ever submitted.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+from typing import Generic, TypeVar
+
+RequestT = TypeVar("RequestT")
+
+_FEW = 64  # shells that are not worth building the heap anew
+
+
+class Deadline(Generic[RequestT]):
+    """When a request expires, in seconds of `time.monotonic()`."""
+
+    __slots__ = ("when", "request")
+
+    def __init__(self, when: float, request: RequestT) -> None:
+        self.when = when
+        self.request: RequestT | None = request
+
+    def __lt__(self, other: Deadline[RequestT]) -> bool:
+        return self.when < other.when
+
+
+class Deadlines(Generic[RequestT]):
+    """Pending deadlines, earliest first. Not thread-safe: it belongs to whoever has the watch."""
+
+    __slots__ = ("_heap", "_shells")
+
+    def __init__(self) -> None:
+        self._heap: list[Deadline[RequestT]] = []
+        self._shells = 0
+
+    def __len__(self) -> int:
+        """Entries held, shells included."""
+        return len(self._heap)
+
+    def add(self, deadline: Deadline[RequestT]) -> None:
+        """Take a deadline in. One that is called off already, or is here already, does no harm."""
+        heappush(self._heap, deadline)
+
+    def call_off(self, deadline: Deadline[RequestT]) -> None:
+        """Forget the deadline: its request has finished."""
+        if deadline.request is None:
+            return
+        deadline.request = None
+        self._shells += 1
+        if self._shells > _FEW and self._shells * 2 > len(self._heap):
+            alive = [entry for entry in self._heap if entry.request is not None]
+            heapify(alive)
+            self._heap = alive
+            self._shells = 0
+
+    def earliest(self) -> float | None:
+        """When the next deadline expires, None when there is none."""
+        heap = self._heap
+        while heap and heap[0].request is None:
+            heappop(heap)
+            self._shells -= 1
+        return heap[0].when if heap else None
+
+    def expired(self, now: float) -> RequestT | None:
+        """The request whose deadline passed first and has not been called off; it stays until `call_off()`."""
+        when = self.earliest()
+        if when is None or when > now:
+            return None
+        return self._heap[0].request

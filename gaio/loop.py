@@ -1,0 +1,579 @@
+"""The watch: what carries requests from the inbox through the backend to the outbox, and who does it.
+
+    any thread            whoever has the watch                                     the consumer
+    submit --> inbox --> admit: each to its connection's queue --> backend.start
+                              next of that queue <-- finish <-- backend.wait --> outbox --> wait_io()
+
+States, and who may change them
+    watch       the lock of everything here but `inbox`. One thread has it at a time: the consumer inside wait_io(),
+                else the watcher thread. It is an RLock, so that a thread can tell, and give up, what it holds after
+                an exception has hit it between any two bytecodes.
+    inbox       any thread appends; the holder copies and then deletes. Protected by the list's own lock (the GIL,
+                or on a free-threaded build the lock of each list), which also orders `sleeping`, see below.
+    sleeping    the holder is about to block, or the loop is closed: who submits must call rouse().
+                The holder sets it and looks into the inbox once more before it blocks; a submitter appends and
+                then looks at it. Both look-and-append go through the inbox's lock, so one of the two sees the other.
+    wanted      the consumer is waiting for the watch: the watcher thread lets go after the turn under way.
+    visits      calls of wait_io() that ended. The watcher thread takes over when it stands still.
+    cut_short   a turn has begun and not ended. When the next one begins so, recover() comes first.
+    delivery    the batch that wait_io() is returning. Not None at the next call: it never got out, and goes again.
+    closing     set once by close(); whoever has the watch then runs shut(). `closed` when that is done.
+
+What keeps a turn safe from KeyboardInterrupt
+    At every bytecode, each accepted request is in the inbox, in a queue, in the outbox or in `delivery`; what the
+    kernel has given is in memory (gaio/platform/__init__.py). A request leaves one place only after it is in the
+    next. So the worst that an interruption can leave is a request in two places, and recover() puts that right
+    by looking at all of them. It costs a walk over every connection, and happens only then.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from gaio import platform
+from gaio.connection import NO_MORE, Connection, RequestQueue
+from gaio.deadlines import Deadlines
+from gaio.errors import ConnClosedError, DeadlineError, GaioError, WatcherClosedError
+from gaio.platform import DATAGRAM, _libc
+from gaio.result import READ, OpResult
+from gaio.swap import SwapArena
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# The watcher thread takes the watch when the consumer has been away for so long, in seconds. A longer grace
+# delays the writes and deadlines of a consumer that computes; a shorter one makes the thread compete with a consumer
+# that is merely busy.
+GRACE = 0.010
+# After so many ticks with the consumer inside wait_io() all the time, the thread sleeps until it comes out.
+IDLE_TICKS = 100
+
+_ECANCELED = -errno.ECANCELED
+# Results that mean "not yet", so that the request is started again. -ECANCELED is one where nobody asked
+# for it: the kernel cancels what a thread had submitted to io_uring when that thread exits.
+_START_AGAIN = (-errno.EINTR, -errno.EAGAIN, _ECANCELED)
+
+
+class Release:
+    """An item of the inbox that is no request: give this connection up; with None, only look up."""
+
+    __slots__ = ("connection", "forgotten")
+
+    _queue = None  # what tells it from a request
+
+    def __init__(self, connection: Connection | None, forgotten: bool = False) -> None:
+        self.connection = connection
+        self.forgotten = forgotten  # the collector asked for it, not the caller
+
+
+class Loop:
+    """Everything of a watcher but the handle that its user holds, so that the handle can be collected."""
+
+    def __init__(self, backend: str, swap_size: int) -> None:
+        # Shared with submitters; a single dictionary operation at a time, each atomic in itself.
+        self.connections: dict[int, Connection] = {}  # id(conn) -> its connection, while it takes requests
+        self.descriptors: dict[int, Connection] = {}  # token -> connection, from delegation until it is closed
+        self.inbox: list[Any] = []
+        self.sleeping = False
+        self.wanted = False
+        self.closing = False
+        self.closed = False
+        self.failure: Exception | None = None  # what a turn in the watcher thread raised, until wait_io() raises it
+
+        self.watch = threading.RLock()
+        self.delegation = threading.RLock()  # one delegation at a time; re-entrant for signal handlers that submit
+        self.doorbell = threading.Lock()  # held; released to end a tick of the watcher thread early
+        self.doorbell.acquire()
+        # From here on, only for whoever has the watch.
+        self.inside = 0  # the identity of the thread that has it, for calls that come from within: see close()
+        self.outbox: list[OpResult] = []
+        self.delivery: list[OpResult] | None = None
+        self.ready: list[OpResult] = []  # heads of queues, to be started
+        self.partial: list[OpResult] = []  # came back with work left, to be started again
+        self.leaving: dict[Connection, bool] = {}  # given up, not closed yet -> whether the collector asked
+        self.dying: list[int] = []  # the descriptor being closed
+        self.deadlines: Deadlines[OpResult] = Deadlines()
+        self.cut_short = False
+        self.visits = 0
+        self.completions = self.batches = self.wakeups = self.gc_found = self.gc_closed = 0
+
+        self.backend_name = backend
+        self.arena = SwapArena(swap_size)
+        self.backend = platform.create(backend, self.arena, self.descriptors)
+        self.thread = threading.Thread(target=self.run, name="gaio-watcher", daemon=True)
+
+    # --- from any thread ------------------------------------------------------------------------------------
+
+    def rouse(self) -> None:
+        """After an append to the inbox that found `sleeping` set."""
+        if self.closed:
+            return  # the caller sees to what it appended: withdraw()
+        self.backend.wake()
+        self.sleeping = False
+        self.wakeups += 1
+
+    def forget(self, connection: Connection) -> None:
+        """The finalizer of a caller's object that was collected: any thread, between any two bytecodes."""
+        self.connections.pop(connection.key, None)
+        if not self.closed:
+            self.inbox.append(Release(connection, forgotten=True))
+            if self.sleeping:
+                self.rouse()
+
+    def ask_to_close(self) -> None:
+        """Have whoever has the watch, or gets it next, shut the loop."""
+        self.closing = True
+        self.inbox.append(Release(None))
+        self.backend.wake()
+        self.ring_doorbell()
+
+    def ring_doorbell(self) -> None:
+        try:
+            self.doorbell.release()
+        except RuntimeError:
+            pass  # it rings already
+
+    def finalize(self) -> None:
+        """The handle was collected, or the interpreter exits: stop, drain, and see the thread out."""
+        if not self.closed:
+            self.ask_to_close()
+        if threading.current_thread() is not self.thread:
+            self.thread.join()
+
+    # --- the consumer ---------------------------------------------------------------------------------------
+
+    def harvest(self, timeout: float | None) -> list[OpResult]:
+        """Take the watch, work until there are results or `timeout` seconds have passed, and give it back.
+
+        The batch stays in `delivery` until wait_io() is about to return it.
+        """
+        deadline = None if timeout is None else monotonic() + timeout
+        if not self.watch.acquire(blocking=False) and not self.take_over(timeout):
+            return []
+        self.inside = threading.get_ident()
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
+            raise failure
+        undelivered = self.delivery
+        if undelivered is None:
+            self.backend.give_back()
+        elif undelivered and not (self.outbox and self.outbox[0] is undelivered[0]):
+            self.outbox[:0] = undelivered
+        self.delivery = None
+        if self.outbox:
+            timeout = 0
+        while not self.closed:
+            self.turn(timeout)
+            if self.closing:
+                self.shut()
+            if self.outbox:
+                break
+            if deadline is not None:
+                timeout = deadline - monotonic()
+                if timeout <= 0:
+                    break
+        batch = self.outbox
+        if self.closed and not batch:
+            raise WatcherClosedError("the watcher is closed and all its results have been delivered")
+        self.delivery = batch
+        self.outbox = []
+        self.backend.hand_over()
+        if batch:
+            self.completions += len(batch)
+            self.batches += 1
+        self.visits += 1
+        self.inside = 0
+        self.watch.release()
+        return batch
+
+    def take_over(self, timeout: float | None) -> bool:
+        """Ask the watcher thread for the watch and wait for it; False when `timeout` passes first."""
+        self.wanted = True
+        self.inbox.append(Release(None))
+        if self.sleeping:
+            self.rouse()
+        taken = self.watch.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+        self.wanted = False
+        return taken
+
+    def step_aside(self) -> None:
+        """An exception comes out of wait_io(): let go of the watch, if this thread has it."""
+        self.wanted = False
+        self.visits += 1
+        try:
+            while True:
+                if self.inside == threading.get_ident():
+                    self.inside = 0
+                self.watch.release()
+        except RuntimeError:
+            pass  # not, or no longer, this thread's
+
+    # --- the watcher thread ---------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        while self.stand_by():
+            self.inside = threading.get_ident()
+            try:
+                while not (self.wanted or self.closing):
+                    self.turn(None)
+                if self.closing:
+                    self.shut()
+            except Exception as error:
+                self.failure = error  # for the consumer, whatever it is
+            finally:
+                self.inside = 0
+                self.watch.release()
+            if self.closing:
+                return
+
+    def stand_by(self) -> bool:
+        """Return with the watch when the consumer stays away from it; False when the loop is closed."""
+        idle = 0
+        while not self.closing:
+            seen = self.visits
+            self.doorbell.acquire(timeout=GRACE)
+            if self.visits != seen or self.failure is not None:
+                idle = 0
+            elif self.watch.acquire(blocking=False):
+                return True
+            elif idle < IDLE_TICKS:
+                idle += 1
+            else:
+                self.watch.acquire()
+                self.watch.release()
+                idle = 0
+        self.watch.acquire()
+        if not self.closed:
+            return True
+        self.watch.release()
+        return False
+
+    # --- a turn ---------------------------------------------------------------------------------------------
+
+    def turn(self, timeout: float | None) -> None:
+        """Admit, start, wait up to `timeout` seconds for completions, finish."""
+        if self.cut_short:
+            self.recover()
+        self.cut_short = True
+        backend = self.backend
+        completed = backend.completed
+
+        inbox = self.inbox
+        if inbox:
+            self.admit(inbox[:])
+        if self.ready:
+            backend.start(self.ready)
+            self.ready.clear()
+        if self.deadlines:
+            timeout = self.expire(timeout)
+
+        if completed or timeout == 0:
+            backend.wait(0)
+        else:
+            self.sleeping = True
+            # copy() takes the inbox's lock, as an append does: whoever appended before it is seen here,
+            # and whoever appends after it sees `sleeping`.
+            backend.wait(0 if inbox.copy() else timeout)
+            self.sleeping = False
+
+        if completed:
+            self.finish(completed)
+            completed.clear()
+            if self.partial:
+                for request in self.partial:
+                    request._offset = request.size
+                self.ready.extend(self.partial)
+                self.partial.clear()
+        if self.leaving:
+            self.dismiss()
+        self.cut_short = False
+
+    def admit(self, items: list[Any]) -> None:
+        """Put each request into its queue; those that come first there are ready to start."""
+        ready = self.ready
+        for request in items:
+            queue = request._queue
+            if queue is None:
+                self.release(request)
+                continue
+            tail = queue.tail
+            if tail is None:
+                queue.head = request
+                queue.tail = request
+                ready.append(request)
+            elif queue.descriptor.overtaken is not None:
+                request.error = overtaken_error(queue.descriptor)
+                self.outbox.append(request)
+                request._queue = request._memory = None
+                continue
+            else:
+                tail._next = request
+                queue.tail = request
+            if request._deadline is not None:
+                self.deadlines.add(request._deadline)
+        del self.inbox[: len(items)]
+
+    def finish(self, completed: list[OpResult]) -> None:
+        """Make results of what came back, and let the next of each queue follow."""
+        outbox = self.outbox
+        ready = self.ready
+        for request in completed:
+            queue = request._queue
+            result = request._result
+            if result > 0 and request.error is None:
+                request.size = size = request._offset + result
+                if size < request._goal:
+                    self.partial.append(request)
+                    continue
+            elif not self.judge(request, queue, result):
+                self.partial.append(request)
+                continue
+            # First in the outbox, then out of the queue: see recover().
+            outbox.append(request)
+            following = request._next
+            queue.head = following
+            if following is None:
+                queue.tail = None
+            else:
+                ready.append(following)
+            request._queue = request._next = request._memory = None
+            if request._deadline is not None:
+                self.deadlines.call_off(request._deadline)
+
+    def judge(self, request: OpResult, queue: RequestQueue, result: int) -> bool:
+        """Whether a request that did not simply succeed is finished; sets its `size` and `error` if so.
+
+        An `error` that is set already is why it was cancelled. It holds only if the request did not finish first.
+        """
+        size = request._offset
+        if result > 0:
+            request.size = size + result
+            if request.size >= request._goal:
+                request.error = None
+                return True
+            return request.error is not None
+        request.size = size
+        if result < 0:
+            if result in _START_AGAIN:
+                return request.error is not None
+            request.error = OSError(-result, os.strerror(-result))
+            return True
+        if queue.outbound:
+            return request.error is not None  # write(2) may move nothing without saying why: try again
+        if queue.descriptor.kind == DATAGRAM:
+            if request._goal > 1:
+                return request.error is not None  # an empty datagram adds nothing to read_full()
+            request.error = None
+            if request._memory is None:
+                request.buffer = memoryview(b"")
+            return True
+        request.error = EOFError("the peer has closed its side: there is nothing more to read")
+        return True
+
+    # --- what cuts requests off -----------------------------------------------------------------------------
+
+    def expire(self, timeout: float | None) -> float | None:
+        """Cut off what is past its deadline, and shorten `timeout` to the next one."""
+        now = monotonic()
+        deadlines = self.deadlines
+        while True:
+            request = deadlines.expired(now)
+            if request is None:
+                break
+            self.cut_off(request, DeadlineError(f"timed out after {request.size} bytes"))
+            if request._deadline is not None:
+                deadlines.call_off(request._deadline)
+        when = deadlines.earliest()
+        if when is None:
+            return timeout
+        remaining = max(0.0, when - now)
+        return remaining if timeout is None else min(timeout, remaining)
+
+    def cut_off(self, request: OpResult, error: GaioError) -> None:
+        """Have the request end with this error, unless it finishes first."""
+        queue = request._queue
+        if queue is None:
+            return  # it has finished
+        if queue.head is request:
+            request.error = error
+            self.backend.cancel(request)
+            return
+        # Behind the head nothing has been started: it can go at once.
+        before: Any = queue.head
+        while before._next is not request:
+            before = before._next
+        request.error = error
+        self.outbox.append(request)
+        before._next = request._next
+        if queue.tail is request:
+            queue.tail = before
+        request._queue = request._next = request._memory = None
+
+    def turn_down(self, queue: RequestQueue) -> None:
+        """Cut off everything in a queue whose connection has been given up, and let nothing more into it."""
+        if self.ready:
+            self.backend.start(self.ready)  # only what has been started can be cancelled
+            self.ready.clear()
+        head = queue.head
+        if head is None:
+            queue.tail = NO_MORE
+            return
+        while head._next is not None:
+            self.cut_off(head._next, overtaken_error(queue.descriptor))
+        self.cut_off(head, overtaken_error(queue.descriptor))
+
+    def release(self, item: Release, reason: type[GaioError] = ConnClosedError) -> None:
+        """Give a connection up: its requests end with `reason`, then its descriptor is closed."""
+        connection = item.connection
+        if connection is None or connection.fd < 0:
+            return
+        if item.forgotten and connection not in self.leaving:
+            self.gc_found += 1
+        self.leaving.setdefault(connection, item.forgotten)
+        with self.delegation:  # no queue of writes is being added meanwhile
+            connection.overtaken = connection.overtaken or reason
+            queues = connection.queues()
+        for queue in queues:
+            self.turn_down(queue)
+
+    def dismiss(self) -> None:
+        """Close the descriptors of connections that were given up and have nothing under way any more."""
+        for connection, forgotten in list(self.leaving.items()):
+            if any(queue.head is not None for queue in connection.queues()):
+                continue  # the kernel may still write into its buffers
+            for queue in connection.queues():
+                queue.tail = NO_MORE
+            if connection.fd >= 0:
+                self.backend.unregister(connection)
+                self.dying[:] = (connection.fd,)
+                connection.fd = -1
+            _libc.close_all(self.dying)
+            if self.descriptors.pop(connection.token, None) is not None and forgotten:
+                self.gc_closed += 1
+            if connection.finalizer is not None:
+                connection.finalizer.detach()
+            del self.leaving[connection]
+
+    def shut(self) -> None:
+        """End everything: each request gets its result, each descriptor is closed. Whoever has the watch."""
+        if not self.closed:
+            self.turn(0)
+            with self.delegation:  # whoever delegates after this sees `closing`
+                connections = list(self.descriptors.values())
+            for connection in connections:
+                self.release(Release(connection), WatcherClosedError)
+            while self.descriptors:
+                self.turn(None)
+            self.connections.clear()
+            # Who submits from now on finds `sleeping` set and looks whether it came too late; who did before
+            # is in the inbox, and admit() answers each with the error.
+            self.sleeping = True
+            self.admit(self.inbox.copy())
+            self.closed = True
+        self.backend.close()
+        self.backend = CLOSED_BACKEND
+        self.ring_doorbell()
+
+    def withdraw(self, request: OpResult) -> bool:
+        """Take back a request that was submitted to a closed loop; False when it has got its result already."""
+        with self.watch:
+            if self.closed and request in self.inbox:
+                self.inbox.remove(request)
+                return True
+        return False
+
+    def abandon(self) -> None:
+        """In the child after fork(2): this loop was the parent's. Close the child's copies, touch nothing shared."""
+        self.closing = self.closed = self.sleeping = True
+        self.watch = threading.RLock()
+        self.delegation = threading.RLock()
+        self.inside = 0
+        self.failure = self.delivery = None
+        self.inbox, self.outbox, self.dying = [], [], []
+        for connection in self.descriptors.values():
+            connection.overtaken = WatcherClosedError
+            _libc.close_all([connection.fd] if connection.fd >= 0 else [])
+        self.connections.clear()
+        self.descriptors.clear()
+        self.backend.abandon()
+        self.backend = CLOSED_BACKEND
+
+    # --- after an interruption ------------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Put right what a turn left that was cut short: requests that are in two places, steps half done."""
+        backend = self.backend
+        self.sleeping = False
+        held = backend.settle()
+        finished = {id(request) for request in self.outbox}
+        for request in self.outbox:
+            if request._deadline is not None:
+                self.deadlines.call_off(request._deadline)
+        backend.completed[:] = [request for request in backend.completed if id(request) not in finished]
+        started = {id(request) for request in held} | {id(request) for request in backend.completed}
+
+        for connection in self.leaving:
+            if self.dying and self.dying[0] == connection.fd:
+                connection.fd = -1
+        _libc.close_all(self.dying)
+
+        self.partial.clear()
+        self.ready.clear()
+        queued = set()
+        for connection in list(self.descriptors.values()):
+            for queue in connection.queues():
+                requests = [request for request in _chain(queue.head) if id(request) not in finished]
+                queued.update(map(id, requests))
+                relink(queue, requests)
+                if requests and id(requests[0]) not in started:
+                    requests[0]._offset = requests[0].size
+                    self.ready.append(requests[0])
+        for request in self.outbox:
+            request._queue = request._next = request._memory = None
+        # What was admitted is the inbox's beginning. Only a deletion is safe while others append.
+        admitted = 0
+        for index, item in enumerate(self.inbox.copy(), 1):
+            if id(item) in queued or id(item) in finished:
+                admitted = index
+        del self.inbox[:admitted]
+
+
+class _ClosedBackend:
+    """What a closed loop has for a backend: the real one goes when no thread is in the middle of waking it."""
+
+    def wake(self) -> None: ...
+    def hand_over(self) -> None: ...
+    def give_back(self) -> None: ...
+    def close(self) -> None: ...
+    def abandon(self) -> None: ...
+
+
+CLOSED_BACKEND: Any = _ClosedBackend()
+
+_OVERTAKEN: dict[type[GaioError], str] = {
+    ConnClosedError: "free() was called for this connection",
+    WatcherClosedError: "the watcher was closed",
+}
+
+
+def overtaken_error(connection: Connection) -> GaioError:
+    reason = connection.overtaken
+    assert reason is not None
+    return reason(_OVERTAKEN[reason])
+
+
+def _chain(request: OpResult | None) -> Iterable[OpResult]:
+    while request is not None:
+        yield request
+        request = request._next
+
+
+def relink(queue: RequestQueue, requests: list[OpResult]) -> None:
+    for request, following in zip(requests, [*requests[1:], None]):
+        request._next = following
+    queue.head = requests[0] if requests else None
+    queue.tail = requests[-1] if requests else NO_MORE if queue.descriptor.overtaken else None

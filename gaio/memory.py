@@ -1,0 +1,176 @@
+"""The memory of requests: addresses that the kernel may use while a request is pending.
+
+A request's memory is one of
+    None          a read without a buffer: the backend takes room from the swap arena when bytes come
+    bytes         a write: immutable, so holding the object is enough to keep its address good
+    Pinned        a caller's buffer, exported so that it can be neither resized nor freed meanwhile
+    Vector        many of those, one vectored write
+
+Ownership: the request holds its memory from the moment it is submitted until its result is made. That is
+what keeps the address valid, so nothing may drop a request that the kernel still holds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from gaio.errors import EmptyBufferError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+# A write of up to so many bytes is copied when it is submitted: that costs less than an export does, and
+# the caller may use the buffer again at once. Vectored writes are joined up to JOIN_LIMIT for the same reason.
+COPY_LIMIT = 4096
+JOIN_LIMIT = 65536
+
+_PyBUF_SIMPLE = 0
+
+
+class _Py_buffer(ctypes.Structure):
+    """`Py_buffer` of CPython's buffer protocol; its layout is part of the stable ABI (PEP 688, 3.11)."""
+
+    _fields_ = [
+        ("buf", ctypes.c_void_p),
+        ("obj", ctypes.c_void_p),
+        ("len", ctypes.c_ssize_t),
+        ("itemsize", ctypes.c_ssize_t),
+        ("readonly", ctypes.c_int),
+        ("ndim", ctypes.c_int),
+        ("format", ctypes.c_char_p),
+        ("shape", ctypes.c_void_p),
+        ("strides", ctypes.c_void_p),
+        ("suboffsets", ctypes.c_void_p),
+        ("internal", ctypes.c_void_p),
+    ]
+
+
+_PyObject_GetBuffer = ctypes.pythonapi.PyObject_GetBuffer
+_PyObject_GetBuffer.argtypes = (ctypes.py_object, ctypes.POINTER(_Py_buffer), ctypes.c_int)
+_PyObject_GetBuffer.restype = ctypes.c_int
+_PyBuffer_Release = ctypes.pythonapi.PyBuffer_Release
+_PyBuffer_Release.argtypes = (ctypes.POINTER(_Py_buffer),)
+_PyBuffer_Release.restype = None
+
+_c_char = ctypes.c_char
+_addressof = ctypes.addressof
+
+
+class Pinned:
+    """A buffer with a fixed address: exported, so that its owner refuses to resize it."""
+
+    __slots__ = ("address", "_export")
+
+    def __init__(self, buffer: Any) -> None:
+        """Pin a writable contiguous buffer; `TypeError` or `BufferError` where it is not one."""
+        # c_char rather than an array type: ctypes would make (and keep) one class for every length.
+        self._export: object = _c_char.from_buffer(buffer)
+        self.address: int = _addressof(self._export)  # type: ignore[arg-type]  # declared object: see PinnedReadOnly
+
+
+class PinnedReadOnly(Pinned):
+    """The same for memory that ctypes will not export, because it is read-only."""
+
+    __slots__ = ()
+
+    def __init__(self, buffer: Buffer) -> None:
+        view = _Py_buffer()
+        _PyObject_GetBuffer(buffer, view, _PyBUF_SIMPLE)
+        self._export = view
+        self.address = view.buf or 0
+
+    def __del__(self) -> None:
+        _PyBuffer_Release(self._export)
+
+
+class iovec(ctypes.Structure):
+    """`struct iovec` of readv(2)."""
+
+    _fields_ = [("iov_base", ctypes.c_void_p), ("iov_len", ctypes.c_size_t)]
+
+
+class Vector:
+    """Buffers that are written one after the other, as the `iovec` array of writev(2)."""
+
+    __slots__ = ("_pins", "_ends", "_lengths", "_iovecs")
+
+    def __init__(self, parts: Sequence[memoryview]) -> None:
+        self._pins = [PinnedReadOnly(part) if part.readonly else Pinned(part) for part in parts]
+        self._lengths = [part.nbytes for part in parts]
+        self._ends: list[int] = []
+        end = 0
+        for length in self._lengths:
+            end += length
+            self._ends.append(end)
+        self._iovecs = (iovec * len(parts))()
+        for entry, pinned, length in zip(self._iovecs, self._pins, self._lengths):
+            entry.iov_base = pinned.address
+            entry.iov_len = length
+
+    def after(self, offset: int) -> tuple[int, int]:
+        """Address and count of the entries that are left once `offset` bytes have moved."""
+        index = bisect_right(self._ends, offset)
+        start = self._ends[index] - self._lengths[index]
+        entry = self._iovecs[index]
+        entry.iov_base = self._pins[index].address + (offset - start)
+        entry.iov_len = self._lengths[index] - (offset - start)
+        return _addressof(self._iovecs) + index * ctypes.sizeof(iovec), len(self._pins) - index
+
+
+def _byte_view(buffer: Any, operation: str) -> memoryview:
+    try:
+        view = memoryview(buffer)
+    except TypeError:
+        hint = "encode it first" if isinstance(buffer, str) else "pass bytes, a bytearray or a memoryview"
+        raise TypeError(f"{operation}() needs a buffer of bytes, not {type(buffer).__name__}: {hint}") from None
+    if not view.c_contiguous:
+        raise BufferError(f"{operation}() needs a contiguous buffer: pass bytes(view) instead of a strided view")
+    return view
+
+
+def pin_for_read(buffer: Any) -> tuple[Pinned, int]:
+    """Pin the caller's buffer that a read is to fill, and tell its length in bytes.
+
+    `TypeError` when it is no buffer, `BufferError` when it is read-only or not contiguous,
+    `EmptyBufferError` when it has no room.
+    """
+    try:
+        return Pinned(buffer), len(buffer) if type(buffer) is bytearray else memoryview(buffer).nbytes
+    except (TypeError, ValueError, BufferError):
+        pass  # ctypes' own messages do not say what to do: find out which it was and say it
+    view = _byte_view(buffer, "read")
+    if view.readonly:
+        raise BufferError("read() needs a writable buffer: pass a bytearray, or none to use the swap arena")
+    if not view.nbytes:
+        raise EmptyBufferError("the buffer has no room: pass one of at least one byte, or none")
+    return Pinned(view.cast("B")), view.nbytes
+
+
+def memory_for_write(buffer: Any) -> tuple[bytes | Pinned | Vector, int]:
+    """What the kernel shall write for `buffer` (one buffer, or a sequence of them), and its length in bytes.
+
+    `TypeError` when it is no buffer, `BufferError` when it is not contiguous, `EmptyBufferError` when there
+    are no bytes in it.
+    """
+    if isinstance(buffer, (list, tuple)):
+        return _gather(buffer)
+    view = _byte_view(buffer, "write")
+    length = view.nbytes
+    if not length:
+        raise EmptyBufferError("there is nothing to write: pass at least one byte")
+    if length <= COPY_LIMIT:
+        return view.tobytes(), length
+    return (PinnedReadOnly(view) if view.readonly else Pinned(view)), length
+
+
+def _gather(parts: Sequence[Any]) -> tuple[bytes | Vector, int]:
+    views = [view for view in (_byte_view(part, "write") for part in parts) if view.nbytes]
+    length = sum(view.nbytes for view in views)
+    if not length:
+        raise EmptyBufferError("there is nothing to write: pass at least one byte")
+    if length <= JOIN_LIMIT:
+        return b"".join(views), length
+    return Vector(views), length

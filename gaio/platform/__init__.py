@@ -1,0 +1,143 @@
+"""The kernel interfaces gaio can stand on, behind one contract. Nothing in this package knows the core.
+
+The contract
+============
+
+A backend carries out requests on descriptors. The core hands it three kinds of objects, described below as
+protocols, and owns them; a backend touches nothing in them but what is named here. The core never lets a
+backend see more than one inbound and one outbound request of a descriptor at a time, and gives the next one only
+after the last has come back: order, partial progress, deadlines and errors are the core's business.
+
+One result language: `request._result` is a number n >= 0 as the system call returned it, or -errno.
+
+    descriptors             token -> Descriptor of all that are registered; the core's table, which a backend reads.
+    register(descriptor)    begin to watch it. Any thread; may raise OSError (EPERM: it cannot be polled).
+    unregister(descriptor)  stop watching it, before the core closes its number. Nothing of it is in flight.
+    start(requests)         begin these requests, in batch; some may be in `completed` when this returns.
+    cancel(request)         bring it back soon: with -ECANCELED, or with its result if that came first.
+    wait(timeout)           append to `completed` what has finished, waiting up to timeout seconds for the first
+                            (None = until something finishes or wake() is called, 0 = only look). May return
+                            with nothing.
+    completed               the list of requests that have come back; the core empties it.
+    wake()                  make the wait() under way, or the next one, return. Any thread.
+    hand_over()             swap memory written so far is being delivered to the caller.
+    give_back()             swap memory delivered before may be written again.
+    settle()                after an exception cut any of these calls short: finish what the kernel had answered
+                            already, and return the requests that the kernel still holds. Everything else that has
+                            not completed will be started again.
+    close()                 let go of everything. Nothing is in flight.
+    abandon()               in the child after fork(2): the same without touching what the parent shares.
+
+All of it but register() and wake() is called by whoever has the watch, one thread at a time, though not always
+the same one. Any of these calls may be cut short between two bytecodes by an exception such as KeyboardInterrupt:
+what the kernel has given must be in memory before then, and doing a step again must do no harm.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from gaio.swap import SwapArena
+
+# Descriptor.kind: how its bytes move, and what a short read says about it.
+STREAM = 0  # a TCP socket: a read that comes back short has emptied it
+SOCKET = 1  # any other stream socket
+DATAGRAM = 2  # a socket that keeps message boundaries: no bytes is a message, not the end
+FILE = 3  # a pipe, terminal, eventfd …: read(2) and write(2) instead of recv(2) and send(2)
+
+
+class Request(Protocol):
+    """What a backend sees of a request."""
+
+    operation: Any  # for special requests only; the direction is the queue's
+    buffer: Any  # a swap read: set by the backend to the view of what arrived
+    _queue: Any  # the Queue it stands at the head of
+    _memory: Any  # see gaio/memory.py; None = a swap read
+    _length: int  # of that memory; set to the bytes moved by a swap read that found no room in the arena
+    _offset: int  # begin so many bytes into the memory
+    _result: int  # set by the backend
+
+
+class Queue(Protocol):
+    """One direction of a descriptor. `ready` and `waiting` are the backend's own."""
+
+    fd: int
+    outbound: bool
+    descriptor: Any
+    ready: int
+    waiting: Any
+
+
+class Descriptor(Protocol):
+    """One registered descriptor. `token` is unique for the life of the backend and never used again."""
+
+    fd: int
+    token: int
+    kind: int
+    reads: Any  # a Queue
+    writes: Any  # a Queue, None until the first write
+
+
+class Backend(Protocol):
+    """The contract in types; the module docstring says what each means."""
+
+    name: str
+    completed: list[Any]
+
+    def register(self, descriptor: Descriptor) -> None: ...
+    def unregister(self, descriptor: Descriptor) -> None: ...
+    def start(self, requests: list[Any]) -> None: ...
+    def cancel(self, request: Any) -> None: ...
+    def wait(self, timeout: float | None) -> None: ...
+    def wake(self) -> None: ...
+    def hand_over(self) -> None: ...
+    def give_back(self) -> None: ...
+    def settle(self) -> list[Any]: ...
+    def close(self) -> None: ...
+    def abandon(self) -> None: ...
+
+
+class Offer(NamedTuple):
+    """What one backend offers on this machine."""
+
+    name: str
+    available: bool
+    reason: str  # why not, or which kernel features it uses
+
+
+KNOWN = ("epoll",)
+
+
+def names() -> tuple[str, ...]:
+    """The backends that gaio has for this kind of system, the one `auto` prefers first."""
+    if sys.platform.startswith("linux"):
+        return ("epoll",)
+    return ()
+
+
+def offer(name: str) -> Offer:
+    """Try the backend out on the running kernel and tell what came of it."""
+    if name == "epoll":
+        from gaio.platform import _epoll
+
+        return Offer(name, *_epoll.probe())
+    return Offer(name, False, f"there is no backend {name!r} for {sys.platform}")
+
+
+def create(name: str, arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> Backend:
+    """Open the backend of that name; OSError when the kernel refuses."""
+    from gaio.platform import _epoll
+
+    return _epoll.EpollBackend(arena, descriptors)
+
+
+def set_thread_affinity(native_id: int, cpu: int) -> None:
+    """Bind a thread to one CPU: sched_setaffinity(2) with a thread id binds just that thread."""
+    if sys.platform.startswith("linux"):
+        os.sched_setaffinity(native_id, {cpu})
+    else:
+        raise OSError(f"threads cannot be bound to a CPU on {sys.platform}")

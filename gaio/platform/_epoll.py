@@ -1,0 +1,193 @@
+"""epoll(7), edge-triggered: the readiness backend of Linux.
+
+Facts about epoll
+    * It keys on the pair (descriptor number, open file description): a registration outlives close(2) while a
+      duplicate is open elsewhere. So a number is taken out (EPOLL_CTL_DEL) before it is closed, and events carry
+      a token that is never used again, not the number.
+    * With EPOLLET an eventfd(2) reports every write to it, read or not: the wake-up needs no draining.
+    * epoll_ctl(2) may be called while another thread is in epoll_wait(2).
+    * Regular files and directories cannot be polled: EPERM.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import math
+import os
+import platform as machine
+import struct
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from gaio.platform import FILE, Descriptor, _libc
+from gaio.platform._readiness import ReadinessBackend
+
+if TYPE_CHECKING:
+    from gaio.swap import SwapArena
+
+# epoll_ctl(2), <sys/epoll.h>
+EPOLL_CTL_ADD = 1
+EPOLL_CTL_DEL = 2
+EPOLLIN = 0x001
+EPOLLPRI = 0x002
+EPOLLOUT = 0x004
+EPOLLERR = 0x008
+EPOLLHUP = 0x010
+EPOLLRDHUP = 0x2000
+EPOLLET = 1 << 31
+# epoll_create1(2), eventfd(2): the same values as O_CLOEXEC and O_NONBLOCK
+EPOLL_CLOEXEC = os.O_CLOEXEC
+EFD_CLOEXEC = os.O_CLOEXEC
+EFD_NONBLOCK = os.O_NONBLOCK
+
+INTEREST = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET
+READ_EDGE = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
+WRITE_EDGE = EPOLLOUT | EPOLLHUP | EPOLLERR
+FOR_GOOD = EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
+
+# struct epoll_event { uint32_t events; uint64_t data; }, packed on x86-64 only (<bits/epoll.h>): 12 bytes there,
+# 16 with a hole after `events` everywhere else.
+EVENT = struct.Struct("=IQ" if machine.machine() in ("x86_64", "AMD64", "i386", "i686") else "=I4xQ")
+
+MAX_EVENTS = 1024
+_WAKE = 0  # the eventfd's token; descriptors count from 1
+_ONE = (1).to_bytes(8, sys.byteorder)  # what is added to the eventfd's counter
+
+# What to do about an error of EPOLL_CTL_DEL: nothing, the descriptor is not registered, which was the aim.
+_NOT_REGISTERED = (errno.ENOENT, errno.EBADF)
+
+
+class Wakeup:
+    """An eventfd(2) that any thread may write to.
+
+    It is closed when the last reference goes, not by close(): a thread that is about to wake a watcher while
+    another one closes it must not write into a number that has been given to a stranger meanwhile.
+    """
+
+    __slots__ = ("fd", "_open", "_results", "_write")
+
+    def __init__(self) -> None:
+        self._open: list[int] = []
+        self._results: list[int] = []
+        self._write = _libc.collecting("write", self._results)
+        self.fd = _libc.checked("eventfd")(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        self._open.append(self.fd)
+
+    def ring(self) -> None:
+        # The counter cannot overflow in the life of a machine, and nothing else can fail: the result says nothing.
+        self._write(self.fd, _ONE, 8)
+        self._results.clear()
+
+    def __del__(self) -> None:
+        _libc.close_all(self._open)
+
+
+class EpollBackend(ReadinessBackend):
+    """See the contract in gaio/platform/__init__.py."""
+
+    __slots__ = (
+        "name",
+        "_open",
+        "_epoll",
+        "_wakeup",
+        "_descriptors",
+        "_events",
+        "_events_pointer",
+        "_counts",
+        "_epoll_ctl",
+        "_epoll_wait",
+        "_epoll_look",
+    )
+
+    def __init__(self, arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> None:
+        super().__init__(arena)
+        self.name = "epoll"
+        self._descriptors = descriptors
+        events = bytearray(EVENT.size * MAX_EVENTS)
+        self._events_pointer = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(events)))
+        self._events = memoryview(events)  # keeps the array exported, so its address holds
+        self._counts: list[int] = []  # what epoll_wait() returned and is not dealt with yet
+        self._epoll_ctl = _libc.checked("epoll_ctl")
+        self._epoll_wait = _libc.collecting("epoll_wait", self._counts, waits=True)
+        self._epoll_look = _libc.collecting("epoll_wait", self._counts)
+        self._open = [_libc.checked("epoll_create1")(EPOLL_CLOEXEC)]
+        self._epoll = self._open[0]
+        try:
+            self._wakeup = Wakeup()
+            self._control(EPOLL_CTL_ADD, self._wakeup.fd, EPOLLIN | EPOLLET, _WAKE)
+        except OSError:
+            self.close()
+            raise
+
+    def _control(self, operation: int, fd: int, events: int, token: int) -> None:
+        event = (ctypes.c_char * EVENT.size).from_buffer_copy(EVENT.pack(events, token))
+        self._epoll_ctl(self._epoll, operation, fd, ctypes.addressof(event))
+
+    def register(self, descriptor: Descriptor) -> None:
+        if descriptor.kind == FILE:
+            os.set_blocking(descriptor.fd, False)  # read(2) and write(2) have no MSG_DONTWAIT
+        self._control(EPOLL_CTL_ADD, descriptor.fd, INTEREST, descriptor.token)
+
+    def unregister(self, descriptor: Descriptor) -> None:
+        try:
+            self._control(EPOLL_CTL_DEL, descriptor.fd, 0, 0)
+        except OSError as error:
+            if error.errno not in _NOT_REGISTERED:
+                raise
+
+    def wait(self, timeout: float | None) -> None:
+        if timeout == 0:
+            self._epoll_look(self._epoll, self._events_pointer, MAX_EVENTS, 0)
+        else:
+            # Rounded up to whole milliseconds, or a wait for the last half of one would spin.
+            milliseconds = -1 if timeout is None else min(math.ceil(timeout * 1000), 0x7FFFFFFF)
+            self._epoll_wait(self._epoll, self._events_pointer, MAX_EVENTS, milliseconds)
+        if self._counts[0] < 0:
+            number = ctypes.get_errno()
+            self._counts.clear()
+            if number == errno.EINTR:
+                return  # a signal came: its handler runs now, and the core works out what is left of the timeout
+            raise OSError(number, f"epoll_wait: {os.strerror(number)}")
+        self._take_events()
+
+    def _take_events(self) -> None:
+        descriptors = self._descriptors
+        for events, token in EVENT.iter_unpack(self._events[: self._counts[0] * EVENT.size]):
+            descriptor = descriptors.get(token)
+            if descriptor is None:
+                continue  # the wake-up, or a descriptor that was freed after the kernel had reported it
+            if events & READ_EDGE:
+                self.readable(descriptor, events & FOR_GOOD)
+            if events & WRITE_EDGE:
+                self.writable(descriptor)
+        self._counts.clear()
+
+    def settle(self) -> list[Any]:
+        held = super().settle()
+        if self._counts and self._counts[0] > 0:
+            self._take_events()  # some for the second time, which only costs an attempt
+        self._counts.clear()
+        return held
+
+    def wake(self) -> None:
+        self._wakeup.ring()
+
+    def close(self) -> None:
+        _libc.close_all(self._open)
+
+    abandon = close  # closing the child's copies takes nothing out of the parent's epoll
+
+
+def probe() -> tuple[bool, str]:
+    """Whether epoll works here, and a word on how: by doing it, once."""
+    from gaio.swap import SwapArena
+
+    try:
+        EpollBackend(SwapArena(1), {}).close()
+    except OSError as error:
+        return False, str(error)
+    except AttributeError as error:
+        return False, f"libc lacks it: {error}"
+    return True, "edge-triggered, eventfd wake-up"

@@ -1,0 +1,256 @@
+"""Requests over a kernel that only tells readiness: try, park on EAGAIN, try again on the edge.
+
+Shared by epoll and kqueue, both used edge-triggered: the kernel tells once when a descriptor turns readable or
+writable, so that must be remembered (`Queue.ready`) until a call says EAGAIN.
+
+Facts about edges
+    * A read that comes back short has emptied a TCP socket, and bytes that arrive later make a new edge; no call
+      is needed just to hear EAGAIN. That is not so when the edge also told of the end or of an error
+      (EPOLLRDHUP, EPOLLHUP, EPOLLERR; EV_EOF): no edge will follow, and only reading on finds it. Nor with
+      urgent data, where recv(2) stops at the mark with more behind it. Nor for anything else than TCP: a datagram,
+      a terminal's line, a Unix socket's message with rights attached all end a read early.
+    * An edge without cause is harmless: the attempt says EAGAIN and the request stays parked.
+
+Facts about interruption
+    An attempt can be cut short between any two bytecodes. What recv(2) returned is by then in `_returned`, put
+    there by C code; `_conclude` turns it into a result, and doing it twice changes nothing: the view and the
+    arena's fill are computed from the start of the attempt, and `completed` takes a request only once.
+    A call that returned -1 moved nothing; if its errno was lost with the interruption, it is simply made again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from gaio.memory import Vector
+from gaio.platform import FILE, STREAM, Descriptor, Queue, Request, _libc
+
+if TYPE_CHECKING:
+    from gaio.swap import SwapArena, Segment
+
+# Queue.ready
+NOT_READY = 0
+READY = 1
+READY_FOR_GOOD = 2  # the end, an error or urgent data was told: only EAGAIN takes the readiness back
+
+_EAGAIN = -errno.EAGAIN
+_ECANCELED = -errno.ECANCELED
+
+# A peer that has gone must not kill the process: SIGPIPE is suppressed per call, whatever the
+# application has done with the signal. MSG_DONTWAIT leaves the mode of the socket as the caller set it, which
+# matters because a duplicate of the descriptor shares it.
+_RECV_FLAGS = socket.MSG_DONTWAIT
+_SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+
+
+class msghdr(ctypes.Structure):
+    """`struct msghdr` of sendmsg(2) as Linux has it."""
+
+    _fields_ = [
+        ("msg_name", ctypes.c_void_p),
+        ("msg_namelen", ctypes.c_uint32),
+        ("msg_iov", ctypes.c_void_p),
+        ("msg_iovlen", ctypes.c_size_t),
+        ("msg_control", ctypes.c_void_p),
+        ("msg_controllen", ctypes.c_size_t),
+        ("msg_flags", ctypes.c_int),
+    ]
+
+
+_IOV_MAX = min(os.sysconf("SC_IOV_MAX"), 1024)
+
+
+class ReadinessBackend:
+    """What epoll and kqueue have in common; they add how edges are asked for and reported."""
+
+    __slots__ = (
+        "completed",
+        "_arena",
+        "_returned",
+        "_attempted",
+        "_segment",
+        "_start",
+        "_asked",
+        "_pointer",
+        "_message",
+        "_message_pointer",
+        "_recv",
+        "_send",
+        "_sendmsg",
+        "_read",
+        "_write",
+        "_writev",
+    )
+
+    def __init__(self, arena: SwapArena) -> None:
+        self.completed: list[Any] = []
+        self._arena = arena
+        self._returned: list[int] = []  # what the call of the attempt under way returned, put there by C code
+        self._attempted: Request | None = None
+        self._segment: Segment | None = None  # of the swap read under way, and
+        self._start = 0  # where in it the bytes begin
+        self._asked = 0  # bytes the attempt asked for
+        self._pointer = ctypes.c_void_p()
+        self._message = msghdr()
+        self._message_pointer = ctypes.c_void_p(ctypes.addressof(self._message))
+        self._recv = _libc.collecting("recv", self._returned)
+        self._send = _libc.collecting("send", self._returned)
+        self._sendmsg = _libc.collecting("sendmsg", self._returned)
+        self._read = _libc.collecting("read", self._returned)
+        self._write = _libc.collecting("write", self._returned)
+        self._writev = _libc.collecting("writev", self._returned)
+
+    # --- requests -------------------------------------------------------------------------------------------
+
+    def start(self, requests: list[Any]) -> None:
+        for request in requests:
+            queue = request._queue
+            if not queue.ready:
+                queue.waiting = request
+            elif queue.outbound:
+                self._try_write(request, queue)
+            else:
+                self._try_read(request, queue)
+
+    def cancel(self, request: Any) -> None:
+        queue = request._queue
+        if queue.waiting is not request:
+            return  # it has come back already
+        # What is there already counts as arrived in time: look once more before giving up.
+        queue.ready = queue.ready or READY
+        if queue.outbound:
+            self._try_write(request, queue)
+        else:
+            self._try_read(request, queue)
+        if queue.waiting is request:
+            request._result = _ECANCELED
+            if not (self.completed and self.completed[-1] is request):
+                self.completed.append(request)
+            queue.waiting = None
+
+    def settle(self) -> list[Any]:
+        request: Any = self._attempted
+        if request is not None:
+            if self._returned and self._returned[0] >= 0:
+                self._conclude(request, request._queue)
+            self._returned.clear()
+            self._attempted = None
+        return []  # nothing is ever left with the kernel
+
+    def hand_over(self) -> None:
+        self._arena.hand_over()
+
+    def give_back(self) -> None:
+        self._arena.give_back()
+
+    # --- edges ----------------------------------------------------------------------------------------------
+
+    def readable(self, descriptor: Descriptor, for_good: int) -> None:
+        """The edge came: bytes, a connection, the end or an error can be read."""
+        queue: Queue = descriptor.reads
+        if for_good:
+            queue.ready = READY_FOR_GOOD
+        elif not queue.ready:
+            queue.ready = READY
+        if queue.waiting is not None:
+            self._try_read(queue.waiting, queue)
+
+    def writable(self, descriptor: Descriptor) -> None:
+        """The edge came: there is room again, or an error that a write will find."""
+        queue: Queue | None = descriptor.writes
+        if queue is not None:
+            queue.ready = READY
+            if queue.waiting is not None:
+                self._try_write(queue.waiting, queue)
+
+    # --- attempts -------------------------------------------------------------------------------------------
+
+    def _try_read(self, request: Any, queue: Any) -> None:
+        memory = request._memory
+        if memory is None:
+            segment = self._segment = self._arena.room()
+            start = self._start = segment.used
+            self._pointer.value = segment.address + start
+            asked = segment.size - start
+        else:
+            offset = request._offset
+            self._pointer.value = memory.address + offset
+            asked = min(request._length - offset, _libc.MAX_RW_COUNT)
+        self._asked = asked
+        self._attempted = request
+        if queue.descriptor.kind == FILE:
+            self._read(queue.fd, self._pointer, asked)
+        else:
+            self._recv(queue.fd, self._pointer, asked, _RECV_FLAGS)
+        if self._returned[0] < 0:
+            self._not_moved(request, queue, -ctypes.get_errno())
+        else:
+            self._conclude(request, queue)
+
+    def _try_write(self, request: Any, queue: Any) -> None:
+        memory = request._memory
+        offset = request._offset
+        asked = self._asked = min(request._length - offset, _libc.MAX_RW_COUNT)
+        is_file = queue.descriptor.kind == FILE
+        self._attempted = request
+        if type(memory) is Vector:
+            address, count = memory.after(offset)
+            if is_file:
+                self._pointer.value = address
+                self._writev(queue.fd, self._pointer, min(count, _IOV_MAX))
+            else:
+                self._message.msg_iov = address
+                self._message.msg_iovlen = min(count, _IOV_MAX)
+                self._sendmsg(queue.fd, self._message_pointer, _SEND_FLAGS)
+        else:
+            data: Any = memory  # ctypes passes a bytes object as the address of its first byte
+            if type(memory) is not bytes:
+                data = self._pointer
+                data.value = memory.address + offset
+            elif offset or asked != len(memory):
+                data = self._pointer
+                data.value = (ctypes.cast(memory, ctypes.c_void_p).value or 0) + offset
+            if is_file:
+                self._write(queue.fd, data, asked)
+            else:
+                self._send(queue.fd, data, asked, _SEND_FLAGS)
+        if self._returned[0] < 0:
+            self._not_moved(request, queue, -ctypes.get_errno())
+        else:
+            self._conclude(request, queue)
+
+    def _conclude(self, request: Any, queue: Any) -> None:
+        moved = self._returned[0]
+        if moved and request._memory is None:
+            segment = self._segment
+            assert segment is not None
+            start = self._start
+            request.buffer = segment.memory[start : start + moved]
+            segment.used = start + moved
+            if segment.batch < 0:
+                request._length = moved  # not the arena's: the view is the caller's for good
+        if 0 < moved < self._asked and queue.ready == READY and queue.descriptor.kind == STREAM:
+            queue.ready = NOT_READY
+        self._bring_back(request, queue, moved)
+
+    def _not_moved(self, request: Any, queue: Any, error: int) -> None:
+        if error == _EAGAIN:
+            queue.ready = NOT_READY
+            queue.waiting = request
+            self._returned.clear()
+            self._attempted = None
+        else:
+            self._bring_back(request, queue, error)
+
+    def _bring_back(self, request: Any, queue: Any, result: int) -> None:
+        request._result = result
+        completed = self.completed
+        if not (completed and completed[-1] is request):
+            completed.append(request)
+        queue.waiting = None
+        self._returned.clear()
+        self._attempted = None

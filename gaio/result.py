@@ -1,0 +1,70 @@
+"""A request and, once it is finished, its result: one object for both."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from gaio.connection import RequestQueue
+    from gaio.deadlines import Deadline
+
+
+class Operation(IntEnum):
+    """What a request asks for."""
+
+    READ = 0
+    WRITE = 1
+
+
+READ: Final = Operation.READ
+WRITE: Final = Operation.WRITE
+
+
+class OpResult:
+    """One finished request. Every submitted request yields exactly one.
+
+    The same object is the request while it is under way: the attributes with a leading underscore belong to
+    the core and the backend until then, and mean nothing to a caller.
+    """
+
+    __slots__ = (
+        "operation",
+        "conn",
+        "context",
+        "buffer",
+        "size",
+        "error",
+        "_queue",  # the queue it stands in, None once it is finished
+        "_next",  # the request behind it in that queue
+        "_memory",  # what the kernel reads or fills: see gaio/memory.py; None = the swap arena
+        "_length",  # bytes of that memory, 0 = the swap arena
+        "_goal",  # bytes that must move before the request is finished: 1 for a plain read
+        "_offset",  # bytes moved before the attempt under way
+        "_result",  # what the backend last reported: n >= 0 or -errno
+        "_deadline",  # its entry in the heap, None without a timeout
+    )
+
+    operation: Operation
+    conn: Any
+    context: Any
+    buffer: Any
+    size: int
+    error: Exception | None
+    _queue: RequestQueue | None
+    _next: OpResult | None
+    _memory: Any
+    _length: int
+    _goal: int
+    _offset: int
+    _result: int
+    _deadline: Deadline | None
+
+    @property
+    def is_swap_buffer(self) -> bool:
+        """Whether `buffer` lives in the swap arena, and so is valid until the next `wait_io()` only."""
+        return self.operation is READ and self._length == 0 and self.buffer is not None
+
+    def __repr__(self) -> str:
+        state = "pending" if self._queue is not None else repr(self.error) if self.error else "ok"
+        return f"<OpResult {self.operation.name} size={self.size} {state} conn={self.conn!r}>"

@@ -1,0 +1,492 @@
+"""The Watcher: what a caller holds. The methods stand in the order of a request's life.
+
+    caller --> read/write --> delegate (once a connection) --> submit --> [gaio/loop.py] --> wait_io --> caller
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Union
+
+from gaio import platform
+from gaio.connection import Connection, RequestQueue, descriptor_of, kind_of
+from gaio.deadlines import Deadline
+from gaio.errors import (
+    BackendUnavailableError,
+    ConnClosedError,
+    InvalidCPUError,
+    UnsupportedConnError,
+    WatcherClosedError,
+)
+from gaio.loop import Loop, Release
+from gaio.memory import COPY_LIMIT, memory_for_write, pin_for_read
+from gaio.platform import _libc
+from gaio.result import READ, WRITE, Operation, OpResult
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer, Self
+
+BackendName = Literal["auto", "epoll", "kqueue", "io_uring"]
+
+
+class HasFileno(Protocol):
+    """A connected, pollable, weak-referenceable object: `socket.socket` first of all; also pipes, ttys, eventfds."""
+
+    def fileno(self) -> int: ...
+    def close(self) -> object: ...
+
+
+class Stats(NamedTuple):
+    """What `Watcher.stats()` tells: a snapshot, each number right for itself."""
+
+    conns: int
+    """Connections delegated now."""
+    pending: int
+    """Requests submitted and not yet completed."""
+    completions: int
+    """Results delivered so far."""
+    batches: int
+    """Batches they came in."""
+    wakeups: int
+    """Times a submitter had to wake whoever has the watch."""
+    gc_found: int
+    """Connections the garbage collector found unreferenced."""
+    gc_closed: int
+    """Of those, descriptors closed."""
+
+
+class Backend(NamedTuple):
+    """One entry of `backends()`."""
+
+    name: str
+    available: bool
+    reason: str
+    """Why not, or which kernel features it uses."""
+
+
+def backends() -> list[Backend]:
+    """What this machine offers, best first. Each backend is tried out; nothing stays open."""
+    return [Backend(*platform.offer(name)) for name in platform.names()]
+
+
+_new_request = OpResult.__new__
+
+
+class Watcher:
+    """A proactor: takes read and write requests from any thread, performs them in the thread that
+    waits in `wait_io()` (or in its own when nobody waits), and hands the finished ones back in batches.
+
+    `swap_size` is the size in bytes of the memory that reads without a buffer share, and the most that one such
+    read returns. `backend` names the kernel interface; None means the environment variable `GAIO_BACKEND`, or
+    else "auto", the best one that works here.
+
+    Raises `ValueError` for a `swap_size` below 1 or an unknown backend, `BackendUnavailableError` when a backend
+    asked for by name cannot run here (there is no falling back), and `OSError` when the kernel has no descriptors
+    left. A watcher that is dropped without `close()` is closed when it is collected, at the latest when the
+    interpreter exits.
+    """
+
+    __slots__ = ("_loop", "_inbox", "_connections", "_tokens", "__weakref__")
+
+    def __init__(self, *, swap_size: int = 65536, backend: BackendName | None = None) -> None:
+        if not isinstance(swap_size, int) or isinstance(swap_size, bool):
+            raise TypeError(f"swap_size must be a number of bytes, not {swap_size!r}")
+        if not 1 <= swap_size <= _libc.MAX_RW_COUNT:
+            raise ValueError(f"swap_size must be from 1 to {_libc.MAX_RW_COUNT} bytes, not {swap_size}")
+        loop = self._loop = Loop(_choose(backend), swap_size)
+        self._inbox = loop.inbox
+        self._connections = loop.connections
+        self._tokens = itertools.count(1)
+        _abandon_after_fork(loop)
+        loop.thread.start()
+        weakref.finalize(self, loop.finalize)
+
+    # --- submit ---------------------------------------------------------------------------------------------
+
+    def read(
+        self, conn: HasFileno, buf: Buffer | None = None, *, context: Any = None, timeout: float | None = None
+    ) -> None:
+        """Read what arrives next: at least one byte, at most the buffer.
+
+        With a buffer, the bytes land in it; it belongs to the watcher until the result is delivered, and cannot
+        be resized meanwhile. Without one, no memory is taken while the request waits, and the result's
+        `buffer` is a view of the swap arena, valid until the next `wait_io()`.
+
+        The first request for an object delegates it: see the README. Reads of one connection complete in the
+        order they were submitted. `timeout` is in seconds; when it passes first, the result's error is a
+        `DeadlineError`. `context` is handed back unchanged. Any thread may call this; it does not block.
+
+        Raises `UnsupportedConnError`, `WatcherClosedError`, `EmptyBufferError`, `TypeError` or `BufferError` for
+        wrong arguments, and `OSError` when delegation fails (EMFILE). Nothing is submitted then. Everything
+        else, the end of the stream (`EOFError`) included, arrives as `OpResult.error`.
+        """
+        try:
+            connection = self._connections[id(conn)]
+            if connection.conn() is not conn:
+                raise KeyError
+        except KeyError:
+            connection = self._delegate(conn)
+        request = _new_request(OpResult)
+        if buf is None:
+            request._memory = None
+            request._length = 0
+        else:
+            request._memory, request._length = pin_for_read(buf)
+        request.operation = READ
+        request.conn = conn
+        request.context = context
+        request.buffer = buf
+        request.size = 0
+        request.error = None
+        request._queue = connection.reads
+        request._next = None
+        request._goal = 1
+        request._offset = 0
+        request._deadline = None if timeout is None else _deadline(timeout, request)
+        self._inbox.append(request)
+        if self._loop.sleeping:
+            self._rouse(request)
+
+    def read_full(
+        self, conn: HasFileno, buf: Buffer, *, context: Any = None, timeout: float | None = None
+    ) -> None:
+        """Read until the buffer is full. Otherwise like `read()`.
+
+        Should the stream end, fail or time out before, the result has the error, and `size` tells how many bytes of
+        the buffer were filled.
+        """
+        connection = self._connection(conn)
+        memory, length = pin_for_read(buf)
+        self._submit(READ, conn, connection.reads, buf, memory, length, context, timeout)
+
+    def write(
+        self,
+        conn: HasFileno,
+        buf: Buffer | Sequence[Buffer],
+        *,
+        context: Any = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Write all of `buf`: bytes, any contiguous buffer, or a sequence of them as one vectored write.
+
+        A buffer of up to 4 KiB, and any view of the swap arena, is copied at once; `bytes` are shared; a larger
+        mutable buffer belongs to the watcher until the result is delivered, and must not be changed meanwhile.
+        Writes of one connection complete in the order they were submitted, each when all its bytes are in the
+        kernel's send buffer. On an error `size` tells how many bytes had gone out.
+
+        `context`, `timeout`, threads and errors as in `read()`.
+        """
+        try:
+            connection = self._connections[id(conn)]
+            if connection.conn() is not conn:
+                raise KeyError
+        except KeyError:
+            connection = self._delegate(conn)
+        queue = connection.writes or self._open_writes(connection)
+        request = _new_request(OpResult)
+        if type(buf) is bytes and buf:
+            request._memory = buf
+            request._length = request._goal = len(buf)
+        else:
+            if type(buf) is memoryview and buf.nbytes > COPY_LIMIT and self._loop.arena.owns(buf):
+                memory, length = buf.tobytes(), buf.nbytes
+            else:
+                memory, length = memory_for_write(buf)
+            request._memory = memory
+            request._length = request._goal = length
+        request.operation = WRITE
+        request.conn = conn
+        request.context = context
+        request.buffer = buf
+        request.size = 0
+        request.error = None
+        request._queue = queue
+        request._next = None
+        request._offset = 0
+        request._deadline = None if timeout is None else _deadline(timeout, request)
+        self._inbox.append(request)
+        if self._loop.sleeping:
+            self._rouse(request)
+
+    def free(self, conn: HasFileno) -> None:
+        """Give the connection up: requests still pending complete with `ConnClosedError`, then it is closed.
+
+        An object that was never delegated is simply closed; one that was freed before is left alone. Any thread.
+        Raises `UnsupportedConnError` for what is no connection at all.
+        """
+        connection = self._connections.get(id(conn))
+        if connection is None or connection.conn() is not conn:
+            self._close_undelegated(conn)
+            return
+        self._inbox.append(Release(connection))
+        self._connections.pop(connection.key, None)
+        if self._loop.sleeping:
+            self._loop.rouse()
+
+    def _submit(
+        self,
+        operation: Operation,
+        conn: HasFileno,
+        queue: RequestQueue,
+        buffer: Any,
+        memory: Any,
+        length: int,
+        context: Any,
+        timeout: float | None,
+    ) -> None:
+        request = OpResult()
+        request.operation = operation
+        request.conn = conn
+        request.context = context
+        request.buffer = buffer
+        request.size = 0
+        request.error = None
+        request._queue = queue
+        request._next = None
+        request._memory = memory
+        request._length = request._goal = length
+        request._offset = 0
+        request._deadline = None if timeout is None else _deadline(timeout, request)
+        self._inbox.append(request)
+        if self._loop.sleeping:
+            self._rouse(request)
+
+    def _rouse(self, request: OpResult) -> None:
+        loop = self._loop
+        loop.rouse()
+        if loop.closed and loop.withdraw(request):
+            raise WatcherClosedError(_CLOSED)
+
+    # --- delegation -----------------------------------------------------------------------------------------
+
+    def _connection(self, conn: HasFileno) -> Connection:
+        connection = self._connections.get(id(conn))
+        if connection is None or connection.conn() is not conn:
+            return self._delegate(conn)
+        return connection
+
+    def _delegate(self, conn: HasFileno) -> Connection:
+        """Take the caller's descriptor over: duplicate it, register the duplicate, close the original."""
+        loop = self._loop
+        with loop.delegation:
+            if loop.closing:
+                raise WatcherClosedError(_CLOSED)
+            known = self._connections.get(id(conn))
+            if known is not None and known.conn() is conn:
+                return known  # another thread was faster
+            fd = descriptor_of(conn)
+            kind = kind_of(fd)
+            duplicates: list[int] = []
+            token = next(self._tokens)
+            try:
+                # By C code into a list, so that an interruption cannot lose it. os.dup() sets close-on-exec.
+                duplicates.extend(map(os.dup, (fd,)))
+                connection = _connection_for(conn, duplicates[0], kind, token)
+                # Known before the kernel knows it: an edge may be reported before registration has returned.
+                loop.descriptors[token] = connection
+                try:
+                    loop.backend.register(connection)
+                except PermissionError as error:  # EPERM of epoll_ctl(2)
+                    raise UnsupportedConnError(f"conn cannot be polled, as regular files cannot: {conn!r}") from error
+                conn.close()
+                if known is not None:
+                    loop.forget(known)  # its object died, and an interruption kept its finalizer from saying so
+                connection.finalizer = weakref.finalize(conn, loop.forget, connection)
+                connection.finalizer.atexit = False
+                self._connections[connection.key] = connection
+            except BaseException:
+                loop.descriptors.pop(token, None)
+                _libc.close_all(duplicates)
+                raise
+            return connection
+
+    def _open_writes(self, connection: Connection) -> RequestQueue:
+        with self._loop.delegation:
+            return connection.open_writes()
+
+    def _close_undelegated(self, conn: HasFileno) -> None:
+        if getattr(conn, "fileno", None) is None or getattr(conn, "close", None) is None:
+            descriptor_of(conn)  # raises, saying what a connection is
+        conn.close()
+
+    # --- harvest --------------------------------------------------------------------------------------------
+
+    def wait_io(self, timeout: float | None = None) -> list[OpResult]:
+        """Wait for finished requests and return them, in the order they finished; [] when `timeout` passes.
+
+        `timeout` is in seconds: None waits as long as it takes, 0 only looks. While it waits, the calling thread does
+        the watcher's work. Swap buffers of the batch before become invalid. Only one thread may be the consumer.
+
+        An exception that comes out of here, KeyboardInterrupt first of all, loses nothing: the next call goes on.
+        After `close()` it returns what is left, and then raises `WatcherClosedError`.
+        """
+        loop = self._loop
+        if timeout is not None:
+            timeout = _seconds(timeout)
+        if loop.inside == threading.get_ident():
+            raise RuntimeError("wait_io() was called from within wait_io(), by a signal handler or a finalizer")
+        try:
+            batch = loop.harvest(timeout)
+        except BaseException:
+            loop.step_aside()
+            raise
+        # From this store to the caller the interpreter runs no signal handler: CPython does so at calls and at
+        # backward jumps only. So the batch is either still here for the next call, or the caller has it.
+        loop.delivery = None
+        return batch
+
+    def __iter__(self) -> Iterator[OpResult]:
+        """Yield results one by one until the watcher is closed and all have been delivered."""
+        while True:
+            try:
+                batch = self.wait_io()
+            except WatcherClosedError:
+                return
+            yield from batch
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the watcher: pending requests complete with `WatcherClosedError`, connections are closed.
+
+        The results can still be fetched with `wait_io()`. Any thread, any number of times; a consumer that
+        waits meanwhile gets them at once. Called by a signal handler that interrupted `wait_io()` in the same
+        thread, it takes effect when that goes on.
+        """
+        loop = self._loop
+        if not loop.closed:
+            loop.ask_to_close()
+        if loop.inside == threading.get_ident():
+            return
+        with loop.watch:
+            loop.shut()
+        loop.thread.join()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close()` was called, or the process was forked since the watcher was made."""
+        return self._loop.closing
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend in use."""
+        return self._loop.backend_name
+
+    def stats(self) -> Stats:
+        """Counters, for monitoring. Any thread. Takes time in proportion to the number of connections."""
+        loop = self._loop
+        pending = sum(1 for item in loop.inbox.copy() if type(item) is OpResult)
+        for connection in list(loop.descriptors.values()):
+            for queue in connection.queues():
+                request = queue.head
+                while request is not None:
+                    pending += 1
+                    request = request._next
+        return Stats(
+            conns=len(self._connections),
+            pending=pending,
+            completions=loop.completions,
+            batches=loop.batches,
+            wakeups=loop.wakeups,
+            gc_found=loop.gc_found,
+            gc_closed=loop.gc_closed,
+        )
+
+    def set_affinity(self, cpu: int) -> None:
+        """Bind the watcher thread to one CPU. A consumer binds itself, with `os.sched_setaffinity(0, {cpu})`.
+
+        Raises `InvalidCPUError` for a CPU this process may not use, `OSError` where the system cannot do it.
+        """
+        if not isinstance(cpu, int) or isinstance(cpu, bool):
+            raise InvalidCPUError(f"cpu must be the number of a CPU, not {cpu!r}")
+        if self._loop.closing:
+            raise WatcherClosedError(_CLOSED)
+        native_id = self._loop.thread.native_id
+        assert native_id is not None  # the thread has been started
+        try:
+            platform.set_thread_affinity(native_id, cpu)
+        except (ValueError, OverflowError) as error:
+            raise InvalidCPUError(f"this process cannot run on CPU {cpu}: see os.sched_getaffinity(0)") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, et: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None, /
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{len(self._connections)} connections"
+        return f"<gaio.Watcher {self.backend} {state}>"
+
+
+_CLOSED = "the watcher is closed: make a new one to submit more requests"
+
+
+def _connection_for(conn: HasFileno, fd: int, kind: int, token: int) -> Connection:
+    try:
+        return Connection(conn, fd, kind, token)
+    except TypeError as error:  # of weakref.ref()
+        raise UnsupportedConnError(
+            f"conn must be weak-referenceable, so that it can be reclaimed when you drop it: {conn!r}"
+        ) from error
+
+
+def _seconds(timeout: float) -> float:
+    if isinstance(timeout, (int, float)) and not isinstance(timeout, bool):
+        if 0 <= timeout < math.inf:
+            return timeout
+        raise ValueError(f"timeout must be a finite number of seconds, 0 or more, not {timeout!r}: None waits for ever")
+    raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
+
+
+def _deadline(timeout: float, request: OpResult) -> Deadline[OpResult]:
+    return Deadline(monotonic() + _seconds(timeout), request)
+
+
+def _choose(backend: str | None) -> str:
+    """The name of the backend to use; raises where it cannot run."""
+    asked_by = "backend="
+    if backend is None:
+        asked_by = "GAIO_BACKEND="
+        backend = os.environ.get("GAIO_BACKEND") or "auto"
+    offered = platform.names()
+    if backend == "auto":
+        reasons = []
+        for name in offered:
+            offer = platform.offer(name)
+            if offer.available:
+                return name
+            reasons.append(f"{name}: {offer.reason}")
+        raise BackendUnavailableError(f"no backend works here: {'; '.join(reasons) or sys.platform + ' has none'}")
+    if backend not in platform.KNOWN:
+        raise ValueError(f"{asked_by}{backend!r}: the backends are {', '.join(platform.KNOWN)} and auto")
+    offer = platform.offer(backend)
+    if not offer.available:
+        raise BackendUnavailableError(f"{asked_by}{backend}: {offer.reason}")
+    return backend
+
+
+_loops: weakref.WeakSet[Loop] = weakref.WeakSet()
+
+
+def _abandon_after_fork(loop: Loop) -> None:
+    """See to it that a child process leaves this loop alone: its kernel objects are the parent's."""
+    if not hasattr(_abandon_after_fork, "registered"):
+        os.register_at_fork(after_in_child=_abandon_all)
+        _abandon_after_fork.registered = True  # type: ignore[attr-defined]  # once, and not when gaio is imported
+    _loops.add(loop)
+
+
+def _abandon_all() -> None:
+    for loop in list(_loops):
+        loop.abandon()
