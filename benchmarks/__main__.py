@@ -10,7 +10,7 @@ from . import contenders, environment, loads, places, processes, report
 from .contenders import Contender
 from .loads import Load
 from .measure import Sample, Timing, import_time, measure
-from .processes import Failed, Placement
+from .processes import Bystanders, Failed, Placement
 from .report import Results
 from .summary import Point, summaries
 
@@ -128,6 +128,8 @@ class Run:
             for found in summaries(samples).values():
                 for name, figures in found.items():
                     print(report.line(point, name, figures), flush=True)
+            if (busy := report.others_busy(samples)) > report.QUIET:
+                print(f"  other processes kept {busy:.0%} of the machine busy meanwhile", flush=True)
 
     def places_of(self, load: Load) -> list[Placement]:
         """Where two placements would say the same, a load is measured in one: in the first there is."""
@@ -146,11 +148,13 @@ class Run:
                 sample = Sample(
                     load.group, load.connections, load.size, load.idle, place.name, contender.name, number
                 )
+                bystanders = Bystanders()
                 try:
                     sample.figures = measure(contender, load, place, self.timing)
                 except Failed as problem:
                     sample.failure = str(problem)
                     print(f"  {contender.name} failed: {problem}", flush=True)
+                sample.others_busy = bystanders.share()
                 samples.append(sample)
         self.show("")
         order = [contender.name for contender in fitting]

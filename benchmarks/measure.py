@@ -36,6 +36,7 @@ class Sample:
     contender: str
     round: int
     figures: Figures = field(default_factory=dict)
+    others_busy: float = 0.0  # share of the machine that other processes used meanwhile
     failure: str = ""
 
 
@@ -272,8 +273,8 @@ IMPORTS = 15  # interpreter starts a module and round
 
 
 def import_time(modules: list[str]) -> dict[str, Figures]:
-    """Milliseconds that importing each module adds to an interpreter's life from start to end. The files are in
-    the page cache and compiled, as on every start but the first."""
+    """Milliseconds that importing each module adds to an interpreter's life from start to end. The files are
+    in the page cache and compiled, as on every start but the first."""
     everything = [*modules, ""]
     took: dict[str, list[float]] = {module: [] for module in everything}
     for _ in range(IMPORTS + 1):

@@ -136,6 +136,30 @@ class Server:
         return text
 
 
+class Bystanders:
+    """How busy other processes keep the machine between two moments: the noise the figures were taken in.
+
+    proc_stat(5), first line, less what this process and the children it has waited for used themselves.
+    """
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def share(self) -> float:
+        """Of all processors together; 0 on a machine that does nothing else."""
+        (busy, total), (busy_before, total_before) = self._now(), self._before
+        return max(busy - busy_before, 0.0) / max(total - total_before, 1e-9)
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        with open("/proc/stat") as file:
+            ticks = [int(field) for field in file.readline().split()[1:9]]
+        idle = ticks[3] + ticks[4]
+        ours = os.times()
+        total = sum(ticks) / os.sysconf("SC_CLK_TCK")
+        return total - idle / os.sysconf("SC_CLK_TCK") - sum(ours[:4]), total
+
+
 def run(command: list[str], processors: frozenset[int], limit: float) -> str:
     """What a program printed on standard output; it has to end by itself, well, and in time."""
     with on_processors(processors):

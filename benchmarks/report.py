@@ -1,6 +1,7 @@
 """The results as one JSON file and one Markdown page made from it."""
 
 import json
+import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,6 +61,7 @@ def page(results: Results, figures_folder: str, plots: Iterable[str]) -> str:
         PREFACE,
         _table(("", ""), results.environment.items()),
         "Run with " + ", ".join(f"{name} {value}" for name, value in results.options.items()) + ".",
+        _noise(results),
         _left_out(results),
         "## Targets",
         _targets(found),
@@ -69,6 +71,20 @@ def page(results: Results, figures_folder: str, plots: Iterable[str]) -> str:
     for point, summary in found.items():
         parts += [f"### {point.title}", _point_table(point, summary)]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+QUIET = 0.02  # of the machine in other processes' hands: a few background services, no disturbance
+
+
+def others_busy(samples: list[Sample]) -> float:
+    return statistics.mean(sample.others_busy for sample in samples) if samples else 0.0
+
+
+def _noise(results: Results) -> str:
+    busy = others_busy(results.samples)
+    return f"Other processes used {busy:.1%} of the machine's processor time during the run" + (
+        "." if busy <= QUIET else ": the figures are disturbed, the spreads tell how much."
+    )
 
 
 def _left_out(results: Results) -> str:

@@ -13,11 +13,12 @@ import threading
 from collections import deque
 from typing import Any
 
+from gaio import READ, WRITE, Operation
+
 from . import common, proactor
 
 assert sys.platform == "linux", "epoll and eventfd are Linux's"
 
-READ, WRITE = proactor.READ, 1
 EVERY_EDGE = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 READABLE = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
@@ -28,7 +29,7 @@ class OpResult:
 
     __slots__ = ("buffer", "conn", "context", "error", "operation", "size")
 
-    def __init__(self, operation: int, conn: socket.socket, buffer: Any, context: Any) -> None:
+    def __init__(self, operation: Operation, conn: socket.socket, buffer: Any, context: Any) -> None:
         self.operation = operation
         self.conn = conn
         self.buffer = buffer
@@ -122,7 +123,7 @@ class Watcher:
                     continue
                 connection = self._connections[item.conn.fileno()] = Connection(item.conn)
                 self._epoll.register(connection.fd, EVERY_EDGE)
-            queue = connection.reads if item.operation == READ else connection.writes
+            queue = connection.reads if item.operation is READ else connection.writes
             queue.append(item)
             if len(queue) == 1:
                 self._run(connection, queue)
@@ -132,7 +133,7 @@ class Watcher:
         while queue:
             request = queue[0]
             try:
-                if request.operation == WRITE:
+                if request.operation is WRITE:
                     view = memoryview(request.buffer)
                     while request.size < len(view):
                         request.size += os.writev(connection.fd, [view[request.size :]])
@@ -146,7 +147,7 @@ class Watcher:
             except OSError as error:
                 request.error = error
             queue.popleft()
-            ended = request.operation == READ and request.size == 0 and request.error is None
+            ended = request.operation is READ and request.size == 0 and request.error is None
             self._finish(request, EOFError() if ended else request.error)
 
     def _forget(self, conn: socket.socket) -> None:

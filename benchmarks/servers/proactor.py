@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from gaio import READ
+
 from . import common
 
 
@@ -37,9 +39,6 @@ class Watcher(Protocol):
     def wait_io(self) -> Sequence[Result]: ...
 
 
-READ = 0  # gaio.READ; plain_stdlib.py uses the same number
-
-
 def accept_for_ever(listener: socket.socket, first_read: Callable[[socket.socket], None]) -> None:
     """Starts the thread that accepts; it sleeps in the kernel once all connections are there."""
 
@@ -58,7 +57,7 @@ def echo_swap(watcher: Watcher, listener: socket.socket) -> None:
         for result in watcher.wait_io():
             if result.error is not None:
                 watcher.free(result.conn)
-            elif result.operation == READ:
+            elif result.operation is READ:
                 watcher.write(result.conn, result.buffer)
                 watcher.read(result.conn)
 
@@ -70,7 +69,7 @@ def echo_swap_in_turn(watcher: Watcher, listener: socket.socket) -> None:
         for result in watcher.wait_io():
             if result.error is not None:
                 watcher.free(result.conn)
-            elif result.operation == READ:
+            elif result.operation is READ:
                 watcher.write(result.conn, result.buffer)
             else:
                 watcher.read(result.conn)
@@ -88,7 +87,7 @@ def echo_caller(watcher: Watcher, listener: socket.socket, buffer_size: int) -> 
         for result in watcher.wait_io():
             if result.error is not None:
                 watcher.free(result.conn)
-            elif result.operation == READ:
+            elif result.operation is READ:
                 buffer = result.context
                 watcher.write(result.conn, buffer[: result.size], context=buffer)
             else:
@@ -107,7 +106,7 @@ def answer_requests(watcher: Watcher, listener: socket.socket, protocol: str) ->
         for result in watcher.wait_io():
             if result.error is not None:
                 watcher.free(result.conn)
-            elif result.operation == READ:
+            elif result.operation is READ:
                 answer = result.context
                 if reply := answer(bytes(result.buffer)):
                     watcher.write(result.conn, reply)
