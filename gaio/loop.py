@@ -523,7 +523,7 @@ class Loop:
 
         self.partial.clear()
         self.ready.clear()
-        queued = set()
+        queued: set[int] = set()
         for connection in list(self.descriptors.values()):
             for queue in connection.queues():
                 requests = [request for request in _chain(queue.head) if id(request) not in finished]

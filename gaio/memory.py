@@ -67,8 +67,8 @@ class Pinned:
     def __init__(self, buffer: Any) -> None:
         """Pin a writable contiguous buffer; `TypeError` or `BufferError` where it is not one."""
         # c_char rather than an array type: ctypes would make (and keep) one class for every length.
-        self._export: object = _c_char.from_buffer(buffer)
-        self.address: int = _addressof(self._export)  # type: ignore[arg-type]  # declared object: see PinnedReadOnly
+        self._export: Any = _c_char.from_buffer(buffer)
+        self.address: int = _addressof(self._export)
 
 
 class PinnedReadOnly(Pinned):

@@ -6,7 +6,6 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from gaio.connection import RequestQueue
     from gaio.deadlines import Deadline
 
 
@@ -35,7 +34,7 @@ class OpResult:
         "buffer",
         "size",
         "error",
-        "_queue",  # the queue it stands in, None once it is finished
+        "_queue",  # the RequestQueue it stands in, None once it is finished
         "_next",  # the request behind it in that queue
         "_memory",  # what the kernel reads or fills: see gaio/memory.py; None = the swap arena
         "_length",  # bytes of that memory, 0 = the swap arena
@@ -51,14 +50,14 @@ class OpResult:
     buffer: Any
     size: int
     error: Exception | None
-    _queue: RequestQueue | None
+    _queue: Any
     _next: OpResult | None
     _memory: Any
     _length: int
     _goal: int
     _offset: int
     _result: int
-    _deadline: Deadline | None
+    _deadline: Deadline[OpResult] | None
 
     @property
     def is_swap_buffer(self) -> bool:

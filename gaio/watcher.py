@@ -14,14 +14,13 @@ import weakref
 from collections.abc import Iterator, Sequence
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Union
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from gaio import platform
 from gaio.connection import Connection, RequestQueue, descriptor_of, kind_of
 from gaio.deadlines import Deadline
 from gaio.errors import (
     BackendUnavailableError,
-    ConnClosedError,
     InvalidCPUError,
     UnsupportedConnError,
     WatcherClosedError,
@@ -97,7 +96,7 @@ class Watcher:
     __slots__ = ("_loop", "_inbox", "_connections", "_tokens", "__weakref__")
 
     def __init__(self, *, swap_size: int = 65536, backend: BackendName | None = None) -> None:
-        if not isinstance(swap_size, int) or isinstance(swap_size, bool):
+        if not _is_int(swap_size):
             raise TypeError(f"swap_size must be a number of bytes, not {swap_size!r}")
         if not 1 <= swap_size <= _libc.MAX_RW_COUNT:
             raise ValueError(f"swap_size must be from 1 to {_libc.MAX_RW_COUNT} bytes, not {swap_size}")
@@ -197,10 +196,9 @@ class Watcher:
             request._length = request._goal = len(buf)
         else:
             if type(buf) is memoryview and buf.nbytes > COPY_LIMIT and self._loop.arena.owns(buf):
-                memory, length = buf.tobytes(), buf.nbytes
+                request._memory, length = buf.tobytes(), buf.nbytes  # it must outlive the batch it came in
             else:
-                memory, length = memory_for_write(buf)
-            request._memory = memory
+                request._memory, length = memory_for_write(buf)
             request._length = request._goal = length
         request.operation = WRITE
         request.conn = conn
@@ -405,7 +403,7 @@ class Watcher:
 
         Raises `InvalidCPUError` for a CPU this process may not use, `OSError` where the system cannot do it.
         """
-        if not isinstance(cpu, int) or isinstance(cpu, bool):
+        if not _is_int(cpu):
             raise InvalidCPUError(f"cpu must be the number of a CPU, not {cpu!r}")
         if self._loop.closing:
             raise WatcherClosedError(_CLOSED)
@@ -441,8 +439,12 @@ def _connection_for(conn: HasFileno, fd: int, kind: int, token: int) -> Connecti
         ) from error
 
 
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _seconds(timeout: float) -> float:
-    if isinstance(timeout, (int, float)) and not isinstance(timeout, bool):
+    if isinstance(timeout, float) or _is_int(timeout):
         if 0 <= timeout < math.inf:
             return timeout
         raise ValueError(f"timeout must be a finite number of seconds, 0 or more, not {timeout!r}: None waits for ever")

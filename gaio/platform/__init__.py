@@ -35,6 +35,7 @@ what the kernel has given must be in memory before then, and doing a step again 
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Mapping
@@ -109,7 +110,7 @@ class Offer(NamedTuple):
     reason: str  # why not, or which kernel features it uses
 
 
-KNOWN = ("epoll",)
+KNOWN = ("epoll",)  # every backend there is; the module of each is named after it and offers open_backend and probe
 
 
 def names() -> tuple[str, ...]:
@@ -121,18 +122,20 @@ def names() -> tuple[str, ...]:
 
 def offer(name: str) -> Offer:
     """Try the backend out on the running kernel and tell what came of it."""
-    if name == "epoll":
-        from gaio.platform import _epoll
-
-        return Offer(name, *_epoll.probe())
-    return Offer(name, False, f"there is no backend {name!r} for {sys.platform}")
+    if name not in names():
+        return Offer(name, False, f"{sys.platform} does not have it")
+    return Offer(name, *_module(name).probe())
 
 
 def create(name: str, arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> Backend:
     """Open the backend of that name; OSError when the kernel refuses."""
-    from gaio.platform import _epoll
+    backend: Backend = _module(name).open_backend(arena, descriptors)
+    return backend
 
-    return _epoll.EpollBackend(arena, descriptors)
+
+def _module(name: str) -> Any:
+    # Only the one that is used is imported: binding functions that this libc lacks fails.
+    return importlib.import_module(f"gaio.platform._{name}")
 
 
 def set_thread_affinity(native_id: int, cpu: int) -> None:

@@ -87,8 +87,9 @@ class Wakeup:
 class EpollBackend(ReadinessBackend):
     """See the contract in gaio/platform/__init__.py."""
 
+    name = "epoll"
+
     __slots__ = (
-        "name",
         "_open",
         "_epoll",
         "_wakeup",
@@ -103,7 +104,6 @@ class EpollBackend(ReadinessBackend):
 
     def __init__(self, arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> None:
         super().__init__(arena)
-        self.name = "epoll"
         self._descriptors = descriptors
         events = bytearray(EVENT.size * MAX_EVENTS)
         self._events_pointer = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(events)))
@@ -180,12 +180,15 @@ class EpollBackend(ReadinessBackend):
     abandon = close  # closing the child's copies takes nothing out of the parent's epoll
 
 
+open_backend = EpollBackend
+
+
 def probe() -> tuple[bool, str]:
     """Whether epoll works here, and a word on how: by doing it, once."""
     from gaio.swap import SwapArena
 
     try:
-        EpollBackend(SwapArena(1), {}).close()
+        open_backend(SwapArena(1), {}).close()
     except OSError as error:
         return False, str(error)
     except AttributeError as error:

@@ -37,7 +37,7 @@ _SETUP: dict[str, tuple[Any, ...]] = {
 MAX_RW_COUNT = 0x7FFFF000
 
 
-def _check(result: int, function: Any, arguments: tuple[Any, ...]) -> int:
+def _check(result: Any, function: Any, arguments: tuple[Any, ...]) -> Any:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{function.__name__}: {os.strerror(number)}")

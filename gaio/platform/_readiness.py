@@ -64,6 +64,11 @@ class msghdr(ctypes.Structure):
 _IOV_MAX = min(os.sysconf("SC_IOV_MAX"), 1024)
 
 
+def _address_of(data: bytes) -> int:
+    """Where the bytes of this object are; good for as long as the object is held."""
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
+
+
 class ReadinessBackend:
     """What epoll and kqueue have in common; they add how edges are asked for and reported."""
 
@@ -213,7 +218,7 @@ class ReadinessBackend:
                 data.value = memory.address + offset
             elif offset or asked != len(memory):
                 data = self._pointer
-                data.value = (ctypes.cast(memory, ctypes.c_void_p).value or 0) + offset
+                data.value = _address_of(memory) + offset
             if is_file:
                 self._write(queue.fd, data, asked)
             else:
