@@ -85,6 +85,7 @@ class Run:
         chosen = [contenders.BY_NAME[name] for name in options.contenders or contenders.BY_NAME]
         if options.quick and not options.contenders:
             chosen = [contender for contender in chosen if contender.quick]
+            self._leave_out("--quick", "the contenders and loads that a full run has beyond these")
         able = []
         for contender in chosen:
             if reason := contender.missing():

@@ -263,7 +263,7 @@ def latency(contender: Contender, load: Load, placement: Placement, timing: Timi
                 str(timing.seconds),
             ],
             placement.server,
-            timing.seconds + 60,
+            timing.seconds + 30,
         )
     )
     return {key: float(value) for key, value in said.items()}

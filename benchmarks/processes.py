@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -182,6 +183,11 @@ def run(command: list[str], processors: frozenset[int], limit: float) -> str:
     if process.returncode != 0:
         said = errors.strip().splitlines()
         raise Failed(
-            said[-1] if said else f"{os.path.basename(command[0])} ended with status {process.returncode}"
+            f"{os.path.basename(command[0])} {_ending(process.returncode)}"
+            + (f": {said[-1]}" if said else "")
         )
     return output
+
+
+def _ending(status: int) -> str:
+    return f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"

@@ -162,6 +162,7 @@ def _point_table(point: Point, summary: Summary) -> str:
         )
     best = best_gaio(summary)
     large = point.size >= 65536
+    own_load = point.group not in ("ping", "http")
     rows = []
     for name, figures in _ordered(point, summary):
         rate = figures["requests_per_second"]
@@ -175,6 +176,8 @@ def _point_table(point: Point, summary: Summary) -> str:
             f"{figures['server_user_us'].median:.2f}",
             f"{figures['server_kernel_us'].median:.2f}",
         ]
+        if own_load:
+            row.append(f"{figures['server_busy'].median:.0%} / {figures['load_busy'].median:.0%}")
         if large:
             row.append(f"{figures['megabytes_per_second'].median:,.0f}")
         rows.append(row)
@@ -187,7 +190,8 @@ def _point_table(point: Point, summary: Summary) -> str:
         "user µs/request",
         "kernel µs/request",
     ]
-    return _table([*head, "MB/s"] if large else head, rows)
+    head += ["server / load busy"] * own_load + ["MB/s"] * large
+    return _table(head, rows)
 
 
 def _ordered(point: Point, summary: Summary) -> list[tuple[str, dict[str, Figure]]]:

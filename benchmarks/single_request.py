@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=1.0)
     options = parser.parse_args()
-    signal.alarm(int(options.seconds) + 60)
+    signal.alarm(int(options.seconds) + 15)
     trial = Trial(b"m" * options.size, options.seconds, *socket.socketpair())
     subject: str = options.subject
     if subject == "blocking-socket":
