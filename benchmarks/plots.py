@@ -19,6 +19,8 @@ Found = dict[Point, Summary]
 COLOURS = {
     "c_epoll": "#3a3a3a",
     "uvloop": "#1f77b4",
+    "uvloop-buffered": "#79b4dd",
+    "asyncio-buffered": "#a9a9dd",
     "asyncio": "#7f7fbf",
     "asyncio-streams": "#b3a2d0",
     "trio": "#8c9f5b",

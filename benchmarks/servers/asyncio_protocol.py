@@ -1,6 +1,8 @@
 """asyncio with a Protocol: callbacks on a transport, the fast face of asyncio.
 
-The "TCP Echo Server" of https://docs.python.org/3/library/asyncio-protocol.html.
+The "TCP Echo Server" of https://docs.python.org/3/library/asyncio-protocol.html; with `--variant buffered` the
+same as a BufferedProtocol, which that page recommends to save an allocation for each receive. (NOTES.md
+tells how much those allocations matter.)
 """
 
 import asyncio
@@ -18,6 +20,21 @@ class Echo(asyncio.Protocol):
         self._transport.write(data)
 
 
+class BufferedEcho(asyncio.BufferedProtocol):
+    def __init__(self, buffer_size: int) -> None:
+        self._buffer = memoryview(bytearray(buffer_size))
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio passes it
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        # A copy: since Python 3.12 the transport keeps what it could not send at once, not a copy of it.
+        self._transport.write(bytes(self._buffer[:nbytes]))
+
+
 class Answering(asyncio.Protocol):
     def __init__(self, protocol: str) -> None:
         self._answer = common.answer_for(protocol)
@@ -30,18 +47,20 @@ class Answering(asyncio.Protocol):
             self._transport.write(reply)
 
 
-def protocol_factory(protocol: str) -> Callable[[], asyncio.Protocol]:
-    return Echo if protocol == "echo" else lambda: Answering(protocol)
+def protocol_factory(options: common.Options) -> Callable[[], asyncio.BaseProtocol]:
+    if options.protocol != "echo":
+        return lambda: Answering(options.protocol)
+    if options.variant == "buffered":
+        return lambda: BufferedEcho(options.buffer_size)
+    return Echo
 
 
-async def serve(protocol: str) -> None:
+async def serve(options: common.Options) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(
-        protocol_factory(protocol), sock=common.listen(), backlog=common.BACKLOG
-    )
+    server = await loop.create_server(protocol_factory(options), sock=common.listen(), backlog=common.BACKLOG)
     async with server:
         await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(common.start().protocol))
+    asyncio.run(serve(common.start()))

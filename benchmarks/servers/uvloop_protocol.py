@@ -6,4 +6,4 @@ from . import common
 from .asyncio_protocol import serve
 
 if __name__ == "__main__":
-    uvloop.run(serve(common.start().protocol))
+    uvloop.run(serve(common.start()))
