@@ -270,6 +270,8 @@ class Loop:
             self.ready.clear()
         if self.deadlines:
             timeout = self.expire(timeout)
+        if self.leaving:
+            self.dismiss()  # what has nothing under way need not wait for the kernel
 
         if completed or timeout == 0:
             backend.wait(0)
@@ -466,6 +468,7 @@ class Loop:
                 connections = list(self.descriptors.values())
             for connection in connections:
                 self.release(Release(connection), WatcherClosedError)
+            self.dismiss()
             while self.descriptors:
                 self.turn(None)
             self.connections.clear()
