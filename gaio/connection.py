@@ -29,11 +29,12 @@ NO_MORE: Any = OpResult()  # as the tail of a queue: it takes no more requests
 class RequestQueue:
     """The requests of one direction in the order of submission; only the first is with the backend."""
 
-    __slots__ = ("descriptor", "fd", "outbound", "head", "tail", "ready", "waiting")
+    __slots__ = ("descriptor", "fd", "token", "outbound", "head", "tail", "ready", "waiting")
 
     def __init__(self, connection: Connection, outbound: bool) -> None:
         self.descriptor = connection
         self.fd = connection.fd
+        self.token = connection.token * 2 + outbound
         self.outbound = outbound
         self.head: OpResult | None = None
         self.tail: OpResult | None = None if connection.overtaken is None else NO_MORE

@@ -67,6 +67,7 @@ class Queue(Protocol):
     """One direction of a descriptor. `ready` and `waiting` are the backend's own."""
 
     fd: int
+    token: int  # twice the descriptor's, plus one if outbound
     outbound: bool
     descriptor: Any
     ready: int
@@ -110,13 +111,13 @@ class Offer(NamedTuple):
     reason: str  # why not, or which kernel features it uses
 
 
-KNOWN = ("epoll",)  # every backend there is; the module of each is named after it and offers open_backend and probe
+KNOWN = ("epoll", "io_uring")  # every backend there is; the module of each is named after it and offers open_backend and probe
 
 
 def names() -> tuple[str, ...]:
     """The backends that gaio has for this kind of system, the one `auto` prefers first."""
     if sys.platform.startswith("linux"):
-        return ("epoll",)
+        return ("epoll", "io_uring")
     return ()
 
 

@@ -17,11 +17,11 @@ import math
 import os
 import platform as machine
 import struct
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gaio.platform import FILE, Descriptor, _libc
+from gaio.platform._eventfd import Wakeup
 from gaio.platform._readiness import ReadinessBackend
 
 if TYPE_CHECKING:
@@ -37,10 +37,7 @@ EPOLLERR = 0x008
 EPOLLHUP = 0x010
 EPOLLRDHUP = 0x2000
 EPOLLET = 1 << 31
-# epoll_create1(2), eventfd(2): the same values as O_CLOEXEC and O_NONBLOCK
-EPOLL_CLOEXEC = os.O_CLOEXEC
-EFD_CLOEXEC = os.O_CLOEXEC
-EFD_NONBLOCK = os.O_NONBLOCK
+EPOLL_CLOEXEC = os.O_CLOEXEC  # epoll_create1(2)
 
 INTEREST = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET
 READ_EDGE = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
@@ -53,35 +50,9 @@ EVENT = struct.Struct("=IQ" if machine.machine() in ("x86_64", "AMD64", "i386", 
 
 MAX_EVENTS = 1024
 _WAKE = 0  # the eventfd's token; descriptors count from 1
-_ONE = (1).to_bytes(8, sys.byteorder)  # what is added to the eventfd's counter
 
 # What to do about an error of EPOLL_CTL_DEL: nothing, the descriptor is not registered, which was the aim.
 _NOT_REGISTERED = (errno.ENOENT, errno.EBADF)
-
-
-class Wakeup:
-    """An eventfd(2) that any thread may write to.
-
-    It is closed when the last reference goes, not by close(): a thread that is about to wake a watcher while
-    another one closes it must not write into a number that has been given to a stranger meanwhile.
-    """
-
-    __slots__ = ("fd", "_open", "_results", "_write")
-
-    def __init__(self) -> None:
-        self._open: list[int] = []
-        self._results: list[int] = []
-        self._write = _libc.collecting("write", self._results)
-        self.fd = _libc.checked("eventfd")(0, EFD_CLOEXEC | EFD_NONBLOCK)
-        self._open.append(self.fd)
-
-    def ring(self) -> None:
-        # The counter cannot overflow in the life of a machine, and nothing else can fail: the result says nothing.
-        self._write(self.fd, _ONE, 8)
-        self._results.clear()
-
-    def __del__(self) -> None:
-        _libc.close_all(self._open)
 
 
 class EpollBackend(ReadinessBackend):

@@ -15,15 +15,17 @@ Facts about calling C from CPython that shaped this file
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 from collections import deque
 from collections.abc import Callable
+from itertools import starmap
 from typing import Any
 
 _LIBC_KEEPING_GIL = ctypes.PyDLL(None, use_errno=True)
 _LIBC_DROPPING_GIL = ctypes.CDLL(None, use_errno=True)
 
-_int, _uint, _void_p = ctypes.c_int, ctypes.c_uint, ctypes.c_void_p
+_int, _uint, _long, _void_p = ctypes.c_int, ctypes.c_uint, ctypes.c_long, ctypes.c_void_p
 
 # name -> argument types of the calls that set things up: all return an int, -1 for an error.
 _SETUP: dict[str, tuple[Any, ...]] = {
@@ -31,7 +33,25 @@ _SETUP: dict[str, tuple[Any, ...]] = {
     "epoll_create1": (_int,),
     "epoll_ctl": (_int, _int, _int, _void_p),
     "eventfd": (_uint, _int),
+    # the three of io_uring(7) have no function of their own: number and up to six longs, syscall(2)
+    "syscall": (_long, _long, _long, _long, _long, _long, _long),
 }
+
+class msghdr(ctypes.Structure):
+    """`struct msghdr` of sendmsg(2) as Linux has it."""
+
+    _fields_ = [
+        ("msg_name", ctypes.c_void_p),
+        ("msg_namelen", ctypes.c_uint32),
+        ("msg_iov", ctypes.c_void_p),
+        ("msg_iovlen", ctypes.c_size_t),
+        ("msg_control", ctypes.c_void_p),
+        ("msg_controllen", ctypes.c_size_t),
+        ("msg_flags", ctypes.c_int),
+    ]
+
+
+IOV_MAX = min(os.sysconf("SC_IOV_MAX"), 1024)
 
 # The most bytes one read(2) or write(2) moves on Linux; it also keeps a length within a C int.
 MAX_RW_COUNT = 0x7FFFF000
@@ -48,9 +68,19 @@ def checked(name: str) -> Callable[..., int]:
     """A call that sets things up: fully typed, raises OSError; AttributeError where libc has no such function."""
     function = _LIBC_KEEPING_GIL[name]
     function.argtypes = _SETUP[name]
-    function.restype = _int
+    function.restype = _long if name == "syscall" else _int
     function.errcheck = _check
     return function
+
+
+def system_call(number: int) -> Callable[..., int]:
+    """A system call that sets things up, by its number; raises OSError."""
+    function = checked("syscall")
+
+    def call(*arguments: int) -> int:
+        return function(number, *arguments, *(0,) * (6 - len(arguments)))
+
+    return call
 
 
 def collecting(name: str, results: list[int], *, waits: bool = False) -> Callable[..., None]:
@@ -74,3 +104,52 @@ def close_all(fds: list[int]) -> None:
         deque(map(os.close, iter(fds.pop, None)), 0)
     except IndexError:
         pass  # from pop(): the list is empty
+
+
+def address_of(data: bytes) -> int:
+    """Where the bytes of this object are; good for as long as the object is held."""
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
+
+
+# mmap(2), madvise(2)
+PROT_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
+_MADV_DONTFORK = 10
+
+
+def map_shared(fd: int, length: int, offset: int) -> int:
+    """Map a kernel object's memory, for this process and not for its children; returns the address."""
+    address = int(_mmap()(None, length, PROT_READ_WRITE, mmap.MAP_SHARED, fd, offset) or 0)
+    if address == _void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, f"mmap: {os.strerror(number)}")
+    _madvise(address, length)
+    return address
+
+
+def not_for_children(memory: mmap.mmap) -> None:
+    """Leave this memory out of children of fork(2): the kernel knows its pages, and copying would change them."""
+    _madvise(ctypes.addressof(ctypes.c_char.from_buffer(memory)), len(memory))
+
+
+def unmap_all(mapped: list[tuple[int, int]]) -> None:
+    """munmap(2) these and empty the list; each exactly once, as in `close_all`."""
+    munmap = _LIBC_KEEPING_GIL["munmap"]
+    munmap.argtypes = (_void_p, ctypes.c_size_t)
+    try:
+        deque(starmap(munmap, iter(mapped.pop, None)), 0)
+    except IndexError:
+        pass  # from pop(): the list is empty
+
+
+def _mmap() -> Any:
+    function = _LIBC_KEEPING_GIL["mmap"]
+    function.argtypes = (_void_p, ctypes.c_size_t, _int, _int, _int, _long)
+    function.restype = _void_p
+    return function
+
+
+def _madvise(address: int, length: int) -> None:
+    function = _LIBC_KEEPING_GIL["madvise"]
+    function.argtypes = (_void_p, ctypes.c_size_t, _int)
+    function.errcheck = _check
+    function(address, length, _MADV_DONTFORK)

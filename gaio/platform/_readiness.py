@@ -22,12 +22,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 import socket
 from typing import TYPE_CHECKING, Any
 
 from gaio.memory import Vector
 from gaio.platform import FILE, STREAM, Descriptor, Queue, Request, _libc
+from gaio.platform._libc import IOV_MAX, address_of, msghdr
 
 if TYPE_CHECKING:
     from gaio.swap import SwapArena, Segment
@@ -45,28 +45,6 @@ _ECANCELED = -errno.ECANCELED
 # matters because a duplicate of the descriptor shares it.
 _RECV_FLAGS = socket.MSG_DONTWAIT
 _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
-
-
-class msghdr(ctypes.Structure):
-    """`struct msghdr` of sendmsg(2) as Linux has it."""
-
-    _fields_ = [
-        ("msg_name", ctypes.c_void_p),
-        ("msg_namelen", ctypes.c_uint32),
-        ("msg_iov", ctypes.c_void_p),
-        ("msg_iovlen", ctypes.c_size_t),
-        ("msg_control", ctypes.c_void_p),
-        ("msg_controllen", ctypes.c_size_t),
-        ("msg_flags", ctypes.c_int),
-    ]
-
-
-_IOV_MAX = min(os.sysconf("SC_IOV_MAX"), 1024)
-
-
-def _address_of(data: bytes) -> int:
-    """Where the bytes of this object are; good for as long as the object is held."""
-    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
 
 class ReadinessBackend:
@@ -206,10 +184,10 @@ class ReadinessBackend:
             address, count = memory.after(offset)
             if is_file:
                 self._pointer.value = address
-                self._writev(queue.fd, self._pointer, min(count, _IOV_MAX))
+                self._writev(queue.fd, self._pointer, min(count, IOV_MAX))
             else:
                 self._message.msg_iov = address
-                self._message.msg_iovlen = min(count, _IOV_MAX)
+                self._message.msg_iovlen = min(count, IOV_MAX)
                 self._sendmsg(queue.fd, self._message_pointer, _SEND_FLAGS)
         else:
             data: Any = memory  # ctypes passes a bytes object as the address of its first byte
@@ -218,7 +196,7 @@ class ReadinessBackend:
                 data.value = memory.address + offset
             elif offset or asked != len(memory):
                 data = self._pointer
-                data.value = _address_of(memory) + offset
+                data.value = address_of(memory) + offset
             if is_file:
                 self._write(queue.fd, data, asked)
             else:

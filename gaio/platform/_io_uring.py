@@ -1,0 +1,787 @@
+"""io_uring(7): requests go to the kernel in batches and come back finished.
+
+    start()  writes submission queue entries (SQEs), one store of the tail makes the batch the kernel's
+    wait()   one io_uring_enter(2) submits them and waits; completion queue entries (CQEs) are read from memory
+
+Facts about io_uring that shaped this file
+    * A request belongs to the thread that submitted it: its completion is worked out in that thread, and when
+      the thread exits the kernel cancels it. The watch changes threads, so SINGLE_ISSUER and DEFER_TASKRUN are
+      out, and -ECANCELED that nobody asked for means "start again" (the core does).
+    * Closing a descriptor cancels nothing: a receive that is pending still writes into its buffer
+      (io_uring_cancelation.7). So a request ends by its own CQE only, and the core closes after that.
+    * `user_data` names a queue and not a request: a queue has one request in flight, and the next one starts only
+      when the CQE has come and, if it was cancelled, that of the cancellation too. So neither a CQE nor a
+      cancellation that comes late can hit a later request. The numbers of closed descriptors' queues are never used
+      again.
+    * A buffer of the provided ring is consumed when bytes are received and named in the CQE. Sockets consume
+      in the order in which they complete, so the ring's entries never change, and giving buffers back is one store
+      of its tail. A file may be read by a kernel worker that takes its buffer at the start, so files do
+      without: they are polled, and then read into memory of their own.
+    * What the CQ cannot hold the kernel keeps, and hands over at the next enter (IORING_FEAT_NODROP, Linux 5.5).
+
+Facts about interruption
+    A batch is the kernel's with the store of the SQ tail and not before; CQEs stay in the ring until `_reaped` has
+    been stored, and working through them twice is harmless: a queue that waits for nothing takes no result.
+
+Facts about memory order
+    The kernel may add CQEs at any time from another CPU. On x86 loads are not reordered with loads, nor a store
+    with earlier loads. Elsewhere a lock is taken and released twice between reading the tail and reading entries, and
+    between reading entries and storing the head: a release followed by an acquire orders everything before with
+    everything after, which stands for the acquire and the release that ctypes does not have. The SQ needs nothing:
+    the kernel reads it inside our own io_uring_enter().
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import math
+import mmap
+import os
+import platform as machine
+import select
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Mapping
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from gaio.memory import Vector
+from gaio.platform import FILE, SOCKET, Descriptor, _libc
+from gaio.platform._eventfd import Wakeup
+from gaio.platform._libc import IOV_MAX, address_of, msghdr
+
+if TYPE_CHECKING:
+    from gaio.swap import SwapArena
+
+# System calls: the same numbers on every architecture but alpha (io_uring came after they were unified, Linux 5.1).
+SYS_io_uring_setup = 425
+SYS_io_uring_enter = 426
+SYS_io_uring_register = 427
+
+# <linux/io_uring.h>: io_uring_setup(2)
+IORING_SETUP_CQSIZE = 1 << 3
+IORING_SETUP_CLAMP = 1 << 4
+IORING_SETUP_SUBMIT_ALL = 1 << 7  # 5.18: an entry that fails does not stop the batch
+IORING_SETUP_COOP_TASKRUN = 1 << 8  # 5.19: do not interrupt the thread to complete, we come to the kernel anyway
+IORING_SETUP_NO_SQARRAY = 1 << 16  # 6.6: entries are taken in order, without an index array
+IORING_FEAT_SINGLE_MMAP = 1 << 0
+IORING_FEAT_NODROP = 1 << 1
+IORING_FEAT_SUBMIT_STABLE = 1 << 2
+IORING_FEAT_FAST_POLL = 1 << 5
+IORING_FEAT_EXT_ARG = 1 << 8
+IORING_OFF_SQ_RING = 0
+IORING_OFF_SQES = 0x10000000
+# io_uring_enter(2)
+IORING_ENTER_GETEVENTS = 1 << 0
+IORING_ENTER_EXT_ARG = 1 << 3
+IORING_SQ_CQ_OVERFLOW = 1 << 1  # in the SQ ring's flags
+# io_uring_register(2)
+IORING_REGISTER_PBUF_RING = 22  # 5.19
+# operations, and the flags of their entries
+IORING_OP_NOP = 0
+IORING_OP_POLL_ADD = 6
+IORING_OP_SENDMSG = 9
+IORING_OP_ASYNC_CANCEL = 14
+IORING_OP_READ = 22
+IORING_OP_WRITE = 23
+IORING_OP_SEND = 26
+IORING_OP_RECV = 27
+IORING_OP_WRITEV = 2
+IOSQE_BUFFER_SELECT = 1 << 5
+IORING_POLL_ADD_MULTI = 1 << 0
+IORING_RECVSEND_POLL_FIRST = 1 << 0  # 5.19: wait for readiness before the first attempt
+# CQE flags
+IORING_CQE_F_BUFFER = 1 << 0  # the upper half of the flags names the buffer
+IORING_CQE_F_MORE = 1 << 1
+IORING_CQE_F_SOCK_NONEMPTY = 1 << 2  # 5.19: there was more to receive
+IORING_CQE_BUFFER_SHIFT = 16
+
+
+class io_sqring_offsets(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_uint32) for name in "head tail ring_mask ring_entries flags dropped array resv1".split()),
+        ("user_addr", ctypes.c_uint64),
+    ]
+
+
+class io_cqring_offsets(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_uint32) for name in "head tail ring_mask ring_entries overflow cqes flags resv1".split()),
+        ("user_addr", ctypes.c_uint64),
+    ]
+
+
+class io_uring_params(ctypes.Structure):
+    _fields_ = [
+        *(
+            (name, ctypes.c_uint32)
+            for name in "sq_entries cq_entries flags sq_thread_cpu sq_thread_idle features wq_fd".split()
+        ),
+        ("resv", ctypes.c_uint32 * 3),
+        ("sq_off", io_sqring_offsets),
+        ("cq_off", io_cqring_offsets),
+    ]
+
+
+class io_uring_buf_reg(ctypes.Structure):
+    _fields_ = [
+        ("ring_addr", ctypes.c_uint64),
+        ("ring_entries", ctypes.c_uint32),
+        ("bgid", ctypes.c_uint16),
+        ("flags", ctypes.c_uint16),
+        ("resv", ctypes.c_uint64 * 3),
+    ]
+
+
+class kernel_timespec(ctypes.Structure):
+    """`struct __kernel_timespec`"""
+
+    _fields_ = [("tv_sec", ctypes.c_int64), ("tv_nsec", ctypes.c_int64)]
+
+
+class io_uring_getevents_arg(ctypes.Structure):
+    _fields_ = [
+        ("sigmask", ctypes.c_uint64),
+        ("sigmask_sz", ctypes.c_uint32),
+        ("min_wait_usec", ctypes.c_uint32),
+        ("ts", ctypes.c_uint64),
+    ]
+
+
+# struct io_uring_sqe, 64 bytes: opcode, flags and ioprio in one word | fd | off | addr | len | the operation's
+# flags | user_data | buf_group | nothing that is used here.
+SQE = struct.Struct("=IiQQIIQH22x")
+# struct io_uring_cqe, 16 bytes: user_data | res | flags
+CQE = struct.Struct("=QiI")
+# struct io_uring_buf, 16 bytes: addr | len | bid | resv, which in the first entry is the ring's tail
+BUF = struct.Struct("=QIHH")
+BUF_RING_TAIL = 14
+
+_SHIFT = (0, 8, 16) if sys.byteorder == "little" else (24, 16, 0)
+
+
+def _operation(opcode: int, flags: int = 0, ioprio: int = 0) -> int:
+    """The first word of an SQE: u8 opcode, u8 flags, u16 ioprio."""
+    return opcode << _SHIFT[0] | flags << _SHIFT[1] | ioprio << _SHIFT[2]
+
+
+_RECV = _operation(IORING_OP_RECV)
+_RECV_WHEN_READY = _operation(IORING_OP_RECV, 0, IORING_RECVSEND_POLL_FIRST)
+_RECV_SWAP = _operation(IORING_OP_RECV, IOSQE_BUFFER_SELECT)
+_RECV_SWAP_WHEN_READY = _operation(IORING_OP_RECV, IOSQE_BUFFER_SELECT, IORING_RECVSEND_POLL_FIRST)
+_SEND = _operation(IORING_OP_SEND)
+_SENDMSG = _operation(IORING_OP_SENDMSG)
+_READ = _operation(IORING_OP_READ)
+_WRITE = _operation(IORING_OP_WRITE)
+_WRITEV = _operation(IORING_OP_WRITEV)
+_POLL_ADD = _operation(IORING_OP_POLL_ADD)
+_ASYNC_CANCEL = _operation(IORING_OP_ASYNC_CANCEL)
+_NOP = _operation(IORING_OP_NOP)
+
+_CURRENT_POSITION = 0xFFFFFFFFFFFFFFFF  # `off` of read and write: a pipe or terminal has no other
+# MSG_WAITALL has the kernel go on after a short transfer by itself.
+_SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_WAITALL
+
+# user_data: twice the descriptor's token, plus one for its writes (`Queue.token`). Beyond those:
+_CANCELLATION = 1 << 62  # of the queue named by the rest
+_WAKE = 0  # tokens count from 1
+
+# Queue.ready
+UNKNOWN = 0
+NOT_EMPTY = 1  # the last receive left bytes behind: receive without waiting for readiness first
+POLL = 2  # the descriptor said EAGAIN: poll it
+POLLED = 3  # it has been polled: go ahead
+
+ENTRIES = 1024
+BUFFER_GROUP = 0
+
+# Errors of io_uring_enter(2) that say "later", each for its reason: EINTR a signal came; ETIME the timeout passed;
+# EAGAIN and EBUSY the kernel is short of memory or of room for completions, which reaping makes.
+_LATER = (errno.EINTR, errno.ETIME, errno.EAGAIN, errno.EBUSY)
+
+# The seventh argument of syscall(2) goes by the stack, where libffi does not extend a C int: so it is a full word.
+_ARGUMENT_SIZE = ctypes.c_size_t(ctypes.sizeof(io_uring_getevents_arg))
+
+_WEAKLY_ORDERED = machine.machine() not in ("x86_64", "AMD64", "i386", "i686")
+_MASK32 = 0xFFFFFFFF
+
+
+def buffer_geometry(swap_size: int) -> tuple[int, int]:
+    """Bytes and number of the provided buffers.
+
+    A message takes a whole buffer, however small it is, and a batch can have as many messages as there are
+    connections; so there are many, in address space that costs memory only where it has been written.
+    """
+    return max(1, swap_size // 4), 1024
+
+
+class IoUringBackend:
+    """See the contract in gaio/platform/__init__.py."""
+
+    name = "io_uring"
+
+    def __init__(
+        self,
+        arena: SwapArena,
+        descriptors: Mapping[int, Descriptor],
+        entries: int = ENTRIES,
+        cq_entries: int | None = None,
+    ) -> None:
+        self.completed: list[Any] = []
+        self._descriptors = descriptors
+        self._open: list[int] = []
+        self._mapped: list[tuple[int, int]] = []  # address and length of what munmap(2) has to take back
+        self._returned: list[int] = []
+        self._batch: list[Any] = []  # requests whose entries are written but not yet the kernel's
+        self._parked: dict[Any, None] = {}  # requests held here: no swap buffer, or a cancellation to wait for
+        self._unpark = False  # something has changed for those
+        self._cancelling: set[int] = set()  # queue tokens with a cancellation under way
+        self._messages: list[Any] = []  # msghdr structures that the kernel has not read yet
+        self._wake_armed = False
+        self._order = threading.Lock()
+
+        self.setup_flags = 0
+        self.features = 0
+        try:
+            self._set_up(entries, cq_entries or entries * 4)
+            self._provide_buffers(*buffer_geometry(arena.segments[0].size))
+            self._swap_size = arena.segments[0].size
+            self._enter_now = _libc.collecting("syscall", self._returned)
+            self._enter_and_wait = _libc.collecting("syscall", self._returned, waits=True)
+            self._timeout = kernel_timespec()
+            self._argument = io_uring_getevents_arg(ts=ctypes.addressof(self._timeout))
+            self._argument_pointer = ctypes.c_void_p(ctypes.addressof(self._argument))
+            self._wakeup = Wakeup()
+        except BaseException:
+            self.close()
+            raise
+
+    def _set_up(self, entries: int, cq_entries: int) -> None:
+        io_uring_setup = _libc.system_call(SYS_io_uring_setup)
+        wanted = IORING_SETUP_CLAMP | IORING_SETUP_CQSIZE | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN
+        # Stepping down: without an index array from Linux 6.6 on, else with one.
+        for flags in (wanted | IORING_SETUP_NO_SQARRAY, wanted):
+            params = io_uring_params(flags=flags, cq_entries=cq_entries)
+            try:
+                self._open.append(io_uring_setup(entries, ctypes.addressof(params)))
+                break
+            except OSError as error:
+                if error.errno != errno.EINVAL or not flags & IORING_SETUP_NO_SQARRAY:
+                    raise
+        self._ring = self._open[0]
+        self.setup_flags = params.flags
+        self.features = params.features
+        needed = (
+            IORING_FEAT_SINGLE_MMAP
+            | IORING_FEAT_NODROP
+            | IORING_FEAT_SUBMIT_STABLE
+            | IORING_FEAT_FAST_POLL
+            | IORING_FEAT_EXT_ARG
+        )
+        if params.features & needed != needed:
+            raise OSError(errno.ENOSYS, f"the kernel's io_uring lacks features: it has {params.features:#x}")
+
+        sq, cq = params.sq_off, params.cq_off
+        size = max(
+            cq.cqes + params.cq_entries * CQE.size,
+            0 if self.setup_flags & IORING_SETUP_NO_SQARRAY else sq.array + params.sq_entries * 4,
+        )
+        ring = self._map(size, IORING_OFF_SQ_RING)
+        self._sqes = self._map(params.sq_entries * SQE.size, IORING_OFF_SQES)
+        # Words of 32 bits, each read and written whole; `k` marks those the kernel writes.
+        words = ring[: len(ring) // 4 * 4].cast("I")
+        self._ksq_head = words[sq.head // 4 : sq.head // 4 + 1]
+        self._sq_tail_word = words[sq.tail // 4 : sq.tail // 4 + 1]
+        self._ksq_flags = words[sq.flags // 4 : sq.flags // 4 + 1]
+        self._cq_head_word = words[cq.head // 4 : cq.head // 4 + 1]
+        self._kcq_tail = words[cq.tail // 4 : cq.tail // 4 + 1]
+        self._kcqes = ring[cq.cqes : cq.cqes + params.cq_entries * CQE.size]
+        self._sq_entries = params.sq_entries
+        self._sq_mask = params.sq_entries - 1
+        self._cq_entries = params.cq_entries
+        self._cq_mask = params.cq_entries - 1
+        if not self.setup_flags & IORING_SETUP_NO_SQARRAY:
+            for index in range(params.sq_entries):  # the identity, once and for all
+                words[sq.array // 4 + index] = index
+        self._sq_tail = self._sq_tail_word[0]
+        self._reaped = (self._cq_head_word[0], 0)  # CQ head, and provided buffers consumed until there
+
+    def _map(self, length: int, offset: int) -> memoryview:
+        """Map a part of the ring, shared with the kernel and not with children of fork(2)."""
+        address = _libc.map_shared(self._ring, length, offset)
+        self._mapped.append((address, length))
+        return memoryview((ctypes.c_char * length).from_address(address)).cast("B")
+
+    def _provide_buffers(self, size: int, count: int) -> None:
+        self._buffer_size = size
+        # Not a multiple of 4096 apart, or the first lines of all buffers would compete for the same few
+        # lines of the processor's cache.
+        self._buffer_stride = size + 64
+        self._buffer_mask = count - 1
+        self._buffers = memoryview(mmap.mmap(-1, self._buffer_stride * count))
+        base = ctypes.addressof(ctypes.c_char.from_buffer(self._buffers))
+        self._ring_memory = mmap.mmap(-1, max(count * BUF.size, mmap.PAGESIZE))
+        _libc.not_for_children(self._ring_memory)
+        for index in range(count):
+            BUF.pack_into(self._ring_memory, index * BUF.size, base + index * self._buffer_stride, size, index, 0)
+        tail = memoryview(self._ring_memory)[BUF_RING_TAIL : BUF_RING_TAIL + 2].cast("H")
+        self._buffer_tail = tail
+        registration = io_uring_buf_reg(
+            ring_addr=ctypes.addressof(ctypes.c_char.from_buffer(self._ring_memory)),
+            ring_entries=count,
+            bgid=BUFFER_GROUP,
+        )
+        io_uring_register = _libc.system_call(SYS_io_uring_register)
+        io_uring_register(self._ring, IORING_REGISTER_PBUF_RING, ctypes.addressof(registration), 1)
+        self._buffer_count = count
+        self._handed_over = 0  # provided buffers consumed up to the batch in the caller's hands
+        tail[0] = count & 0xFFFF
+
+    # --- descriptors ----------------------------------------------------------------------------------------
+
+    def register(self, descriptor: Descriptor) -> None:
+        if descriptor.kind == FILE:
+            with select.epoll() as poller:
+                poller.register(descriptor.fd)  # EPERM for what cannot be polled, as regular files
+
+    def unregister(self, descriptor: Descriptor) -> None:
+        pass  # the ring knows descriptors only through requests
+
+    # --- requests -------------------------------------------------------------------------------------------
+
+    def start(self, requests: list[Any]) -> None:
+        if len(requests) <= self._sq_entries - ((self._sq_tail - self._ksq_head[0]) & _MASK32):
+            self._submit(requests)
+            return
+        for index in range(0, len(requests), self._sq_entries):
+            self._make_room()
+            self._submit(requests[index : index + self._sq_entries])
+
+    def _make_room(self) -> None:
+        """Have the kernel take what the SQ holds."""
+        while self._ksq_head[0] != self._sq_tail:
+            self._enter(self._enter_now, 0)
+            self._reap()
+
+    def _submit(self, requests: list[Any]) -> None:
+        """Write the entries of requests for which there is room, and make them the kernel's."""
+        self._batch = requests
+        entries = []
+        for request in requests:
+            queue = request._queue
+            if self._cancelling and queue.token in self._cancelling:
+                self._parked[request] = None
+                continue
+            memory = request._memory
+            kind = queue.descriptor.kind
+            if kind == FILE or queue.ready >= POLL:
+                entries.append(self._entry_for_file(request, queue, kind))
+            elif memory is None:
+                first = _RECV_SWAP if queue.ready else _RECV_SWAP_WHEN_READY
+                entries.append(SQE.pack(first, queue.fd, 0, 0, self._buffer_size, 0, queue.token, BUFFER_GROUP))
+            elif type(memory) is bytes:
+                offset = request._offset
+                address = address_of(memory) + offset
+                length = min(request._length - offset, _libc.MAX_RW_COUNT)
+                entries.append(SQE.pack(_SEND, queue.fd, 0, address, length, _SEND_FLAGS, queue.token, 0))
+            else:
+                entries.append(self._entry(request, queue))
+            queue.waiting = request
+        self._write_entries(entries)
+
+    def _write_entries(self, entries: list[bytes]) -> None:
+        tail = self._sq_tail
+        start = (tail & self._sq_mask) * SQE.size
+        data = b"".join(entries)
+        beyond = start + len(data) - len(self._sqes)
+        if beyond > 0:
+            self._sqes[start:] = data[:-beyond]
+            self._sqes[:beyond] = data[-beyond:]
+        else:
+            self._sqes[start : start + len(data)] = data
+        tail = (tail + len(entries)) & _MASK32
+        self._sq_tail_word[0] = tail  # from here on the batch is the kernel's
+        self._batch = []
+        self._sq_tail = tail
+
+    def _entry(self, request: Any, queue: Any) -> bytes:
+        """The entry of a transfer between a socket and the caller's memory."""
+        memory = request._memory
+        offset = request._offset
+        if type(memory) is Vector:
+            address, count = memory.after(offset)
+            message = msghdr(msg_iov=address, msg_iovlen=min(count, IOV_MAX))
+            self._messages.append(message)
+            return SQE.pack(_SENDMSG, queue.fd, 0, ctypes.addressof(message), 1, _SEND_FLAGS, queue.token, 0)
+        address = memory.address + offset
+        length = min(request._length - offset, _libc.MAX_RW_COUNT)
+        if queue.outbound:
+            return SQE.pack(_SEND, queue.fd, 0, address, length, _SEND_FLAGS, queue.token, 0)
+        first = _RECV if queue.ready else _RECV_WHEN_READY
+        return SQE.pack(first, queue.fd, 0, address, length, 0, queue.token, 0)
+
+    def _entry_for_file(self, request: Any, queue: Any, kind: int) -> bytes:
+        """The entry for a descriptor that is no socket, or for a socket that said EAGAIN."""
+        if queue.ready == POLL or (queue.ready != POLLED and not queue.outbound):
+            # A file opened with O_NONBLOCK is not waited for by read and write; and while one is waited for, a swap
+            # read takes no memory.
+            queue.ready = POLL
+            events = select.POLLOUT if queue.outbound else select.POLLIN
+            # poll32_events: its halves are swapped on big-endian machines
+            events = events if sys.byteorder == "little" else events << 16
+            return SQE.pack(_POLL_ADD, queue.fd, 0, 0, 0, events, queue.token, 0)
+        if kind != FILE:
+            queue.ready = NOT_EMPTY
+            return self._entry_after_poll(request, queue)
+        memory = request._memory
+        offset = request._offset
+        if memory is None:
+            memory = request._memory = OwnMemory(self._swap_size)
+            request._length = self._swap_size
+        if type(memory) is Vector:
+            address, length = memory.after(offset)
+            operation, length = _WRITEV, min(length, IOV_MAX)
+        else:
+            address = (address_of(memory) if type(memory) is bytes else memory.address) + offset
+            length = min(request._length - offset, _libc.MAX_RW_COUNT)
+            operation = _WRITE if queue.outbound else _READ
+        return SQE.pack(operation, queue.fd, _CURRENT_POSITION, address, length, 0, queue.token, 0)
+
+    def _entry_after_poll(self, request: Any, queue: Any) -> bytes:
+        if request._memory is None:
+            return SQE.pack(_RECV_SWAP, queue.fd, 0, 0, self._buffer_size, 0, queue.token, BUFFER_GROUP)
+        if type(request._memory) is bytes:
+            address = address_of(request._memory) + request._offset
+            length = min(request._length - request._offset, _libc.MAX_RW_COUNT)
+            return SQE.pack(_SEND, queue.fd, 0, address, length, _SEND_FLAGS, queue.token, 0)
+        return self._entry(request, queue)
+
+    def cancel(self, request: Any) -> None:
+        queue = request._queue
+        if queue.waiting is not request:
+            if request in self._parked:  # the kernel does not have it
+                request._result = -errno.ECANCELED
+                if not (self.completed and self.completed[-1] is request):
+                    self.completed.append(request)
+                del self._parked[request]
+            return
+        if queue.token in self._cancelling:
+            return
+        if (self._sq_tail - self._ksq_head[0]) & _MASK32 >= self._sq_entries:
+            self._make_room()
+        self._cancelling.add(queue.token)
+        self._batch = [_Cancellation(self._cancelling, queue.token)]
+        self._write_entries([SQE.pack(_ASYNC_CANCEL, -1, 0, queue.token, 0, 0, _CANCELLATION | queue.token, 0)])
+
+    # --- the kernel -----------------------------------------------------------------------------------------
+
+    def wait(self, timeout: float | None) -> None:
+        if not self._wake_armed:
+            self._arm_wake()
+        if self._unpark and self._parked:
+            self._unpark = False
+            self.start([request for request in self._parked if request._queue.waiting is None])
+            for request in [request for request in self._parked if request._queue.waiting is request]:
+                del self._parked[request]
+        if timeout == 0 or self._ksq_head[0] != self._sq_tail:
+            # Sends complete at once as a rule: looking without dropping the GIL keeps the batch together.
+            self._enter(self._enter_now, 0)
+            if timeout != 0 and not self._reap():
+                self._enter_blocking(timeout)
+        else:
+            self._enter_blocking(timeout)
+        self._reap()
+        while self._ksq_flags[0] & IORING_SQ_CQ_OVERFLOW:
+            self._enter(self._enter_now, 0)
+            self._reap()
+        if self._messages and self._ksq_head[0] == self._sq_tail:
+            self._messages.clear()  # IORING_FEAT_SUBMIT_STABLE: read when the entry was taken
+
+    def _enter_blocking(self, timeout: float | None) -> None:
+        if timeout is None:
+            self._enter(self._enter_and_wait, 1)
+            return
+        whole = math.floor(timeout)
+        self._timeout.tv_sec = min(whole, 0x7FFFFFFF)
+        self._timeout.tv_nsec = min(math.ceil((timeout - whole) * 1e9), 999_999_999)
+        self._enter(self._enter_and_wait, 1, IORING_ENTER_EXT_ARG, self._argument_pointer)
+
+    def _enter(self, call: Any, min_complete: int, flags: int = 0, argument: Any = None) -> None:
+        to_submit = (self._sq_tail - self._ksq_head[0]) & _MASK32
+        call(
+            SYS_io_uring_enter,
+            self._ring,
+            to_submit,
+            min_complete,
+            flags | IORING_ENTER_GETEVENTS,
+            argument,
+            _ARGUMENT_SIZE,
+        )
+        # The number submitted says nothing that the ring's head does not.
+        failed = self._returned[0] < 0
+        number = ctypes.get_errno()
+        self._returned.clear()
+        if failed and number not in _LATER:
+            raise OSError(number, f"io_uring_enter: {os.strerror(number)}")
+
+    def _arm_wake(self) -> None:
+        if (self._sq_tail - self._ksq_head[0]) & _MASK32 >= self._sq_entries:
+            self._make_room()
+        events = select.POLLIN if sys.byteorder == "little" else select.POLLIN << 16
+        # Multishot: the eventfd is never read, each write to it makes a CQE.
+        entry = SQE.pack(_POLL_ADD, self._wakeup.fd, 0, 0, IORING_POLL_ADD_MULTI, events, _WAKE, 0)
+        self._wake_armed = True
+        self._write_entries([entry])
+
+    def _reap(self) -> bool:
+        """Work through the CQEs there are; whether there were any."""
+        head, consumed = self._reaped
+        tail = self._kcq_tail[0]
+        if head == tail:
+            return False
+        if _WEAKLY_ORDERED:
+            self._keep_order()
+        count = (tail - head) & _MASK32
+        first = (head & self._cq_mask) * CQE.size
+        span: Any = self._kcqes[first : first + count * CQE.size]
+        if len(span) < count * CQE.size:
+            span = bytes(span) + bytes(self._kcqes[: count * CQE.size - len(span)])
+        descriptors = self._descriptors
+        completed = self.completed
+        for token, result, flags in CQE.iter_unpack(span):
+            descriptor = descriptors.get(token >> 1)
+            if descriptor is None:
+                self._special(token, flags)
+                continue
+            queue: Any = descriptor.writes if token & 1 else descriptor.reads
+            request = queue.waiting
+            if flags & IORING_CQE_F_BUFFER:
+                if flags >> IORING_CQE_BUFFER_SHIFT != consumed & self._buffer_mask:
+                    raise RuntimeError("the kernel handed out swap buffers out of order: use GAIO_BACKEND=epoll")
+                consumed += 1
+            if request is None:
+                continue  # dealt with before an interruption
+            if queue.ready >= POLL or result < 0 or queue.descriptor.kind == FILE:
+                if self._hold(request, queue, result):
+                    continue
+            elif not queue.outbound:
+                queue.ready = NOT_EMPTY if flags & IORING_CQE_F_SOCK_NONEMPTY else UNKNOWN
+                if request._memory is None and result > 0:
+                    start = (flags >> IORING_CQE_BUFFER_SHIFT) * self._buffer_stride
+                    request.buffer = self._buffers[start : start + result]
+            request._result = result
+            if not (completed and completed[-1] is request):
+                completed.append(request)
+            queue.waiting = None
+        if _WEAKLY_ORDERED:
+            self._keep_order()
+        self._reaped = (tail, consumed)
+        self._cq_head_word[0] = tail
+        return True
+
+    def _hold(self, request: Any, queue: Any, result: int) -> bool:
+        """Whether an uncommon completion is no result yet, the request staying here to be started again."""
+        if result == -errno.ENOBUFS and request._memory is None:
+            pass  # until buffers are given back
+        elif queue.ready == POLL and result >= 0:
+            queue.ready = POLLED
+            if queue.token in self._cancelling:
+                request._result = -errno.ECANCELED
+                self.completed.append(request)
+                queue.waiting = None
+                return True
+            self._unpark = True
+        else:
+            if result == -errno.EAGAIN:
+                queue.ready = POLL
+            elif queue.descriptor.kind == FILE:
+                queue.ready = UNKNOWN
+                memory = request._memory
+                if type(memory) is OwnMemory:
+                    request._memory = None
+                    if result > 0:
+                        request.buffer = memory.view(result)
+                    else:
+                        request._length = 0
+            return False
+        self._parked[request] = None
+        queue.waiting = None
+        return True
+
+    def _special(self, token: int, flags: int) -> None:
+        """The completion of something that is no request."""
+        if token & _CANCELLATION:
+            self._cancelling.discard(token ^ _CANCELLATION)
+            self._unpark = True
+        elif token == _WAKE and not flags & IORING_CQE_F_MORE:
+            self._wake_armed = False  # its thread has exited, or the kernel gave up on it
+
+    def _keep_order(self) -> None:
+        self._order.acquire()
+        self._order.release()
+        self._order.acquire()
+        self._order.release()
+
+    # --- the rest of the contract ---------------------------------------------------------------------------
+
+    def hand_over(self) -> None:
+        self._handed_over = self._reaped[1]
+
+    def give_back(self) -> None:
+        self._buffer_tail[0] = (self._handed_over + self._buffer_count) & 0xFFFF
+        if self._parked:
+            self._unpark = True
+
+    def settle(self) -> list[Any]:
+        self._returned.clear()
+        tail = self._sq_tail_word[0]
+        if tail == self._sq_tail:
+            for request in self._batch:  # their entries never became the kernel's
+                request._queue.waiting = None
+        self._batch = []
+        self._sq_tail = tail
+        self._reap()
+        self._wake_armed = False  # if it is armed still, a second one does no harm
+        self._unpark = True
+        held = list(self._parked)
+        for descriptor in list(self._descriptors.values()):
+            for queue in (descriptor.reads, descriptor.writes):
+                if queue is not None and queue.waiting is not None:
+                    held.append(queue.waiting)
+        return held
+
+    def wake(self) -> None:
+        self._wakeup.ring()
+
+    def describe(self) -> str:
+        """The kernel features in use."""
+        return (
+            "COOP_TASKRUN, provided-buffer ring, "
+            + ("NO_SQARRAY, " if self.setup_flags & IORING_SETUP_NO_SQARRAY else "")
+            + f"{self._sq_entries} submission and {self._cq_entries} completion entries"
+        )
+
+    def close(self) -> None:
+        _libc.close_all(self._open)
+        _libc.unmap_all(self._mapped)
+
+    def abandon(self) -> None:
+        # The mappings do not exist in a child (MADV_DONTFORK), so it cannot reap what is the parent's.
+        _libc.close_all(self._open)
+        self._mapped.clear()
+
+
+class _Cancellation:
+    """Stands in `_batch` for a cancellation, so that settle() takes it back if it never became the kernel's."""
+
+    __slots__ = ("_queue", "_cancelling", "_token")
+
+    def __init__(self, cancelling: set[int], token: int) -> None:
+        self._queue = self
+        self._cancelling = cancelling
+        self._token = token
+
+    @property
+    def waiting(self) -> None:
+        return None
+
+    @waiting.setter
+    def waiting(self, nothing: None) -> None:
+        self._cancelling.discard(self._token)
+
+
+class OwnMemory:
+    """Memory for one swap read of a file; what is not used of it is given back."""
+
+    __slots__ = ("address", "_storage", "_export")
+
+    def __init__(self, size: int) -> None:
+        self._storage = bytearray(size)
+        self._export: Any = ctypes.c_char.from_buffer(self._storage)
+        self.address = ctypes.addressof(self._export)
+
+    def view(self, size: int) -> memoryview:
+        self._export = None
+        del self._storage[size:]
+        return memoryview(self._storage)
+
+
+open_backend = IoUringBackend
+
+
+class _Trial:
+    """A stand-in for the core's descriptor, queue and request at once, for the probe."""
+
+    kind = SOCKET
+    writes = None
+    outbound = False
+    ready = UNKNOWN
+    _memory = None
+    _offset = 0
+    _length = 0
+    _result = 0
+    buffer: Any = None
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.token = 2  # of the queue; that of the descriptor would be half of it
+        self.waiting: Any = None
+        self.descriptor = self.reads = self._queue = self
+
+
+@functools.lru_cache(maxsize=1)
+def _probe_once(process: int) -> tuple[bool, str]:
+    from gaio.swap import SwapArena
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        trial = _Trial(ours.fileno())
+        try:
+            backend = IoUringBackend(SwapArena(64), {1: trial}, entries=4)
+        except (OSError, AttributeError) as error:
+            return False, _why_not(error)
+        try:
+            backend.start([trial])
+            theirs.send(b"?")
+            deadline = monotonic() + 1
+            while not backend.completed and monotonic() < deadline:
+                backend.wait(0.1)
+            if trial._result != 1 or bytes(trial.buffer) != b"?":
+                return False, f"a receive into a provided buffer returned {trial._result}"
+            backend.completed.clear()
+            backend.start([trial])
+            backend.cancel(trial)
+            while not backend.completed and monotonic() < deadline:
+                backend.wait(0.1)
+            if trial._result != -errno.ECANCELED:
+                return False, f"a cancelled receive returned {trial._result}"
+            return True, backend.describe()
+        except OSError as error:
+            return False, _why_not(error)
+        finally:
+            backend.close()
+
+
+def _why_not(error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    if number == errno.EPERM:
+        return f"{error}: forbidden here, by kernel.io_uring_disabled or the container's seccomp filter"
+    if number == errno.ENOSYS:
+        return f"{error}: the kernel was built without it, or a filter hides it"
+    if number == errno.EINVAL:
+        return f"{error}: Linux 5.19 or later is needed, for COOP_TASKRUN and provided-buffer rings"
+    if number == errno.ENOMEM:
+        return f"{error}: raise RLIMIT_MEMLOCK (ulimit -l), which old kernels charge rings to"
+    return str(error)
+
+
+def probe() -> tuple[bool, str]:
+    """Whether io_uring works here, by doing: a ring, its buffers, a receive that finishes and one that is cancelled.
+
+    Never by version: containers and hardened kernels refuse it with EPERM or ENOSYS as a matter of course.
+    """
+    return _probe_once(os.getpid())
