@@ -1,8 +1,8 @@
 """asyncio with a Protocol: callbacks on a transport, the fast face of asyncio.
 
-The "TCP Echo Server" of https://docs.python.org/3/library/asyncio-protocol.html; with `--variant buffered` the
-same as a BufferedProtocol, which that page recommends to save an allocation for each receive. (NOTES.md
-tells how much those allocations matter.)
+The "TCP Echo Server" of https://docs.python.org/3/library/asyncio-protocol.html; `--variant buffered` is the
+same as a BufferedProtocol, which that page offers to save an allocation for each receive. How much those
+allocations can matter: NOTES.md.
 """
 
 import asyncio
