@@ -1,0 +1,99 @@
+"""Push server: every second the time, to every connected client.
+
+    python3 -m examples.push_server --port 8000
+
+A client has at most one write under way. As long as that one waits, because the client does not read what it
+was sent, the client is left out of the rounds that follow: it holds up nobody, and nothing piles up for it.
+When the write has waited for `--patience` seconds, the client is dropped.
+"""
+
+import argparse
+import signal
+import socket
+import sys
+import threading
+import time
+
+import gaio
+
+# What the kernel keeps for a client that does not read. The default grows to megabytes, hours of pushes.
+SEND_BUFFER = 16384
+
+
+def message() -> bytes:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z\n").encode()
+
+
+def serve(watcher: gaio.Watcher, interval: float, patience: float) -> None:
+    """Push until the watcher is closed."""
+    idle: set[socket.socket] = set()  # the clients with no write under way: all the others are slow
+    due = time.monotonic()
+    while True:
+        for result in watcher.wait_io(max(0, due - time.monotonic())):
+            if result.error is None:
+                idle.add(result.conn)
+            else:
+                watcher.free(result.conn)  # too slow (gaio.DeadlineError), or gone
+        now = time.monotonic()
+        if now >= due:
+            due = max(due + interval, now)  # rounds that were missed are not made up for
+            text = message()
+            for conn in idle:
+                watcher.write(conn, text, timeout=patience)
+            idle.clear()
+
+
+def accept_clients(listener: socket.socket, watcher: gaio.Watcher, patience: float) -> None:
+    """Hand each new connection to the watcher. Blocks, so it has a thread of its own."""
+    while not watcher.closed:
+        try:
+            conn, _ = listener.accept()
+        except OSError as error:
+            if watcher.closed:
+                return
+            # EMFILE: there are too many clients already. Trying again at once would only burn the CPU.
+            print(f"accept: {error}", file=sys.stderr, flush=True)
+            time.sleep(0.1)
+            continue
+        try:
+            # The first push is also how serve() gets to know the client: by its result.
+            watcher.write(conn, message(), timeout=patience)
+        except (OSError, gaio.GaioError) as error:
+            # This client is gone, no descriptor is left to take it over, or the watcher is closed.
+            conn.close()
+            if not watcher.closed:
+                print(f"a client was turned away: {error}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python3 -m examples.push_server")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000, help="0 lets the system choose one")
+    parser.add_argument("--backend", choices=("auto", "epoll", "kqueue", "io_uring"))
+    parser.add_argument("--interval", type=float, default=1.0, help="seconds between two pushes")
+    parser.add_argument("--patience", type=float, default=10.0, help="seconds until a slow client is dropped")
+    options = parser.parse_args()
+
+    # Both Ctrl-C and `kill` raise KeyboardInterrupt, also where the shell started this with Ctrl-C ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        with (
+            socket.create_server((options.host, options.port), backlog=1024) as listener,
+            gaio.Watcher(backend=options.backend) as watcher,
+        ):
+            # Set before the first client comes: its connections inherit it.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            host, port = listener.getsockname()
+            print(f"listening on {host}:{port}", flush=True)
+            arguments = (listener, watcher, options.patience)
+            threading.Thread(target=accept_clients, args=arguments, daemon=True).start()
+            serve(watcher, options.interval, options.patience)
+    except KeyboardInterrupt:
+        pass  # leaving the `with` has closed every connection
+    except OSError as error:
+        sys.exit(f"cannot serve: {error}")  # the port is taken, or the backend cannot run here
+
+
+if __name__ == "__main__":
+    main()
