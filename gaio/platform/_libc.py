@@ -17,15 +17,26 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
 from collections import deque
 from collections.abc import Callable
 from itertools import starmap
 from typing import Any
 
-_LIBC_KEEPING_GIL = ctypes.PyDLL(None, use_errno=True)
-_LIBC_DROPPING_GIL = ctypes.CDLL(None, use_errno=True)
-
 _int, _uint, _long, _void_p = ctypes.c_int, ctypes.c_uint, ctypes.c_long, ctypes.c_void_p
+_size_t = ctypes.c_size_t
+
+
+class Library:
+    """A shared library, bound twice: for calls that keep the GIL and for calls that drop it."""
+
+    def __init__(self, path: str | None) -> None:
+        """`path` is None for libc; `OSError` when the library cannot be loaded."""
+        self.keeping_gil = ctypes.PyDLL(path, use_errno=True)
+        self.dropping_gil = ctypes.CDLL(path, use_errno=True)
+
+
+LIBC = Library(None)
 
 # name -> argument types of the calls that set things up: all return an int, -1 for an error.
 _SETUP: dict[str, tuple[Any, ...]] = {
@@ -35,21 +46,45 @@ _SETUP: dict[str, tuple[Any, ...]] = {
     "eventfd": (_uint, _int),
     # the three of io_uring(7) have no function of their own: number and up to six longs, syscall(2)
     "syscall": (_long, _long, _long, _long, _long, _long, _long),
+    # kqueue(2); its second call has the name of its version on NetBSD, where it counts in size_t
+    "kqueue": (),
+    "kevent": (_int, _void_p, _int, _void_p, _int, _void_p),
+    "__kevent50": (_int, _void_p, _size_t, _void_p, _size_t, _void_p),
+    "__kevent100": (_int, _void_p, _size_t, _void_p, _size_t, _void_p),
+    # setsockopt(2)
+    "setsockopt": (_int, _int, _int, _void_p, _uint),
 }
 
-class msghdr(ctypes.Structure):
-    """`struct msghdr` of sendmsg(2) as Linux has it."""
+
+class linux_msghdr(ctypes.Structure):
+    """`struct msghdr` of sendmsg(2), Linux."""
 
     _fields_ = [
-        ("msg_name", ctypes.c_void_p),
-        ("msg_namelen", ctypes.c_uint32),
-        ("msg_iov", ctypes.c_void_p),
-        ("msg_iovlen", ctypes.c_size_t),
-        ("msg_control", ctypes.c_void_p),
-        ("msg_controllen", ctypes.c_size_t),
-        ("msg_flags", ctypes.c_int),
+        ("msg_name", _void_p),
+        ("msg_namelen", _uint),
+        ("msg_iov", _void_p),
+        ("msg_iovlen", _size_t),
+        ("msg_control", _void_p),
+        ("msg_controllen", _size_t),
+        ("msg_flags", _int),
     ]
 
+
+class bsd_msghdr(ctypes.Structure):
+    """`struct msghdr` of sendmsg(2), macOS and every BSD: as POSIX has it."""
+
+    _fields_ = [
+        ("msg_name", _void_p),
+        ("msg_namelen", _uint),
+        ("msg_iov", _void_p),
+        ("msg_iovlen", _int),
+        ("msg_control", _void_p),
+        ("msg_controllen", _uint),
+        ("msg_flags", _int),
+    ]
+
+
+msghdr = linux_msghdr if sys.platform.startswith("linux") else bsd_msghdr
 
 IOV_MAX = min(os.sysconf("SC_IOV_MAX"), 1024)
 
@@ -64,9 +99,9 @@ def _check(result: Any, function: Any, arguments: tuple[Any, ...]) -> Any:
     return result
 
 
-def checked(name: str) -> Callable[..., int]:
+def checked(name: str, library: Library = LIBC) -> Callable[..., int]:
     """A call that sets things up: fully typed, raises OSError; AttributeError where libc has no such function."""
-    function = _LIBC_KEEPING_GIL[name]
+    function = library.keeping_gil[name]
     function.argtypes = _SETUP[name]
     function.restype = _long if name == "syscall" else _int
     function.errcheck = _check
@@ -83,12 +118,14 @@ def system_call(number: int) -> Callable[..., int]:
     return call
 
 
-def collecting(name: str, results: list[int], *, waits: bool = False) -> Callable[..., None]:
+def collecting(
+    name: str, results: list[int], library: Library = LIBC, *, waits: bool = False
+) -> Callable[..., None]:
     """A hot call whose result C code appends to `results`: n, or -1 with the reason in `ctypes.get_errno()`.
 
     `waits` is for calls that are meant to block: they drop the GIL.
     """
-    function = (_LIBC_DROPPING_GIL if waits else _LIBC_KEEPING_GIL)[name]
+    function = (library.dropping_gil if waits else library.keeping_gil)[name]
     # A callable as restype is called by ctypes, in C, with the function's int: no bytecode runs in between.
     function.restype = results.append
     return function
@@ -133,7 +170,7 @@ def not_for_children(memory: mmap.mmap) -> None:
 
 def unmap_all(mapped: list[tuple[int, int]]) -> None:
     """munmap(2) these and empty the list; each exactly once, as in `close_all`."""
-    munmap = _LIBC_KEEPING_GIL["munmap"]
+    munmap = LIBC.keeping_gil["munmap"]
     munmap.argtypes = (_void_p, ctypes.c_size_t)
     try:
         deque(starmap(munmap, iter(mapped.pop, None)), 0)
@@ -142,14 +179,14 @@ def unmap_all(mapped: list[tuple[int, int]]) -> None:
 
 
 def _mmap() -> Any:
-    function = _LIBC_KEEPING_GIL["mmap"]
+    function = LIBC.keeping_gil["mmap"]
     function.argtypes = (_void_p, ctypes.c_size_t, _int, _int, _int, _long)
     function.restype = _void_p
     return function
 
 
 def _madvise(address: int, length: int) -> None:
-    function = _LIBC_KEEPING_GIL["madvise"]
+    function = LIBC.keeping_gil["madvise"]
     function.argtypes = (_void_p, ctypes.c_size_t, _int)
     function.errcheck = _check
     function(address, length, _MADV_DONTFORK)
