@@ -109,6 +109,8 @@ class EpollBackend(ReadinessBackend):
                 raise
 
     def wait(self, timeout: float | None) -> None:
+        if self._short_of_memory:
+            timeout = self.try_again(timeout)
         if timeout == 0:
             self._epoll_look(self._epoll, self._events_pointer, MAX_EVENTS, 0)
         else:

@@ -10,6 +10,9 @@ Facts about edges
       urgent data, where recv(2) stops at the mark with more behind it. Nor for anything else than TCP: a datagram,
       a terminal's line, a Unix socket's message with rights attached all end a read early.
     * An edge without cause is harmless: the attempt says EAGAIN and the request stays parked.
+    * ENOBUFS on a write tells that memory, or the queue of a network interface, is short for the moment: send(2) of
+      macOS and the BSDs, seldom of Linux. The descriptor may be writable all the while, so that no edge tells when it
+      has passed: such writes are tried again by time.
 
 Facts about interruption
     An attempt can be cut short between any two bytecodes. What recv(2) returned is by then in `_returned`, put
@@ -23,6 +26,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import socket
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gaio.memory import Vector
@@ -39,6 +43,8 @@ READY_FOR_GOOD = 2  # the end, an error or urgent data was told: only EAGAIN tak
 
 _EAGAIN = -errno.EAGAIN
 _ECANCELED = -errno.ECANCELED
+_ENOBUFS = -errno.ENOBUFS
+ENOBUFS_PAUSE = 0.010  # seconds until a write that met ENOBUFS is tried again
 
 # A peer that has gone must not kill the process: SIGPIPE is suppressed per call, whatever the
 # application has done with the signal. MSG_DONTWAIT leaves the mode of the socket as the caller set it, which
@@ -53,6 +59,8 @@ class ReadinessBackend:
     __slots__ = (
         "completed",
         "_arena",
+        "_short_of_memory",
+        "_next_try",
         "_returned",
         "_attempted",
         "_segment",
@@ -72,6 +80,8 @@ class ReadinessBackend:
     def __init__(self, arena: SwapArena) -> None:
         self.completed: list[Any] = []
         self._arena = arena
+        self._short_of_memory: dict[Any, None] = {}  # the queues whose write met ENOBUFS and is to be tried again
+        self._next_try = 0.0  # and when, by the monotonic clock
         self._returned: list[int] = []  # what the call of the attempt under way returned, put there by C code
         self._attempted: Request | None = None
         self._segment: Segment | None = None  # of the swap read under way, and
@@ -150,6 +160,21 @@ class ReadinessBackend:
             if queue.waiting is not None:
                 self._try_write(queue.waiting, queue)
 
+    def try_again(self, timeout: float | None) -> float | None:
+        """Before a wait while something is short of memory: try that if it is time; returns how long to wait."""
+        remaining = self._next_try - monotonic()
+        if remaining <= 0:
+            queues, self._short_of_memory = self._short_of_memory, {}
+            for queue in queues:
+                if queue.waiting is not None:
+                    self._try_write(queue.waiting, queue)
+            if self.completed:
+                return 0
+            if not self._short_of_memory:
+                return timeout
+            remaining = ENOBUFS_PAUSE
+        return remaining if timeout is None else min(timeout, remaining)
+
     # --- attempts -------------------------------------------------------------------------------------------
 
     def _try_read(self, request: Any, queue: Any) -> None:
@@ -223,11 +248,16 @@ class ReadinessBackend:
     def _not_moved(self, request: Any, queue: Any, error: int) -> None:
         if error == _EAGAIN:
             queue.ready = NOT_READY
-            queue.waiting = request
-            self._returned.clear()
-            self._attempted = None
+        elif error == _ENOBUFS and queue.outbound:
+            if not self._short_of_memory:
+                self._next_try = monotonic() + ENOBUFS_PAUSE
+            self._short_of_memory[queue] = None
         else:
             self._bring_back(request, queue, error)
+            return
+        queue.waiting = request
+        self._returned.clear()
+        self._attempted = None
 
     def _bring_back(self, request: Any, queue: Any, result: int) -> None:
         request._result = result
