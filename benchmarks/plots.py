@@ -104,7 +104,9 @@ def throughput(found: Found) -> Drawing | None:
         panel.set_ylim(bottom=0)
         panel.yaxis.set_major_formatter("{x:,.0f}")
         panel.grid(alpha=0.3)
-        panel.legend(fontsize=7)
+    # Beside the panels, from best to worst in the last of them: inside it would hide the lines.
+    handles, labels = panels[-1].get_legend_handles_labels()
+    drawing.legend(handles, labels, loc="outside right center", fontsize=8)
     return drawing
 
 
