@@ -8,7 +8,10 @@ memory follows the requests that are pending and not those that were ever submit
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 RequestT = TypeVar("RequestT")
 
@@ -52,10 +55,18 @@ class Deadlines(Generic[RequestT]):
         deadline.request = None
         self._shells += 1
         if self._shells > _FEW and self._shells * 2 > len(self._heap):
-            alive = [entry for entry in self._heap if entry.request is not None]
-            heapify(alive)
-            self._heap = alive
-            self._shells = 0
+            self.replace(self._heap)
+
+    def replace(self, deadlines: Iterable[Deadline[RequestT]]) -> None:
+        """Hold these deadlines and no others; those called off are left out.
+
+        That is also how the heap is mended: comparing entries runs bytecode, so heappush() and heappop() that an
+        exception cuts short there leave them out of order.
+        """
+        alive = [deadline for deadline in deadlines if deadline.request is not None]
+        heapify(alive)
+        self._heap = alive
+        self._shells = 0
 
     def earliest(self) -> float | None:
         """When the next deadline expires, None when there is none."""

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 
 from gaio import platform
 from gaio.connection import NO_MORE, Connection, RequestQueue
-from gaio.deadlines import Deadlines
+from gaio.deadlines import Deadline, Deadlines
 from gaio.errors import ConnClosedError, DeadlineError, GaioError, WatcherClosedError
 from gaio.platform import DATAGRAM, _libc
 from gaio.result import READ, OpResult
@@ -527,14 +527,17 @@ class Loop:
         self.partial.clear()
         self.ready.clear()
         queued: set[int] = set()
+        deadlines: list[Deadline[OpResult]] = []
         for connection in list(self.descriptors.values()):
             for queue in connection.queues():
                 requests = [request for request in _chain(queue.head) if id(request) not in finished]
                 queued.update(map(id, requests))
+                deadlines += [request._deadline for request in requests if request._deadline is not None]
                 relink(queue, requests)
                 if requests and id(requests[0]) not in started:
                     requests[0]._offset = requests[0].size
                     self.ready.append(requests[0])
+        self.deadlines.replace(deadlines)  # that of a request that was being admitted may be missing
         for request in self.outbox:
             request._queue = request._next = request._memory = None
         # What was admitted is the inbox's beginning. Only a deletion is safe while others append.
