@@ -28,6 +28,7 @@ from gaio.errors import (
 from gaio.loop import Loop, Release
 from gaio.memory import COPY_LIMIT, memory_for_write, pin_for_read
 from gaio.platform import _libc
+from gaio.platform._affinity import set_thread_affinity
 from gaio.result import READ, WRITE, Operation, OpResult
 
 if TYPE_CHECKING:
@@ -410,9 +411,9 @@ class Watcher:
         native_id = self._loop.thread.native_id
         assert native_id is not None  # the thread has been started
         try:
-            platform.set_thread_affinity(native_id, cpu)
-        except (ValueError, OverflowError) as error:
-            raise InvalidCPUError(f"this process cannot run on CPU {cpu}: see os.sched_getaffinity(0)") from error
+            set_thread_affinity(native_id, cpu)
+        except ValueError as error:
+            raise InvalidCPUError(str(error)) from error
 
     def __enter__(self) -> Self:
         return self
