@@ -36,7 +36,6 @@ what the kernel has given must be in memory before then, and doing a step again 
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -111,13 +110,16 @@ class Offer(NamedTuple):
     reason: str  # why not, or which kernel features it uses
 
 
-KNOWN = ("epoll", "io_uring")  # every backend there is; the module of each is named after it and offers open_backend and probe
+# Every backend there is; the module of each is named after it and offers open_backend and probe.
+KNOWN = ("epoll", "io_uring", "kqueue")
 
 
 def names() -> tuple[str, ...]:
     """The backends that gaio has for this kind of system, the one `auto` prefers first."""
     if sys.platform.startswith("linux"):
-        return ("epoll", "io_uring")
+        return ("epoll", "io_uring", "kqueue")
+    if sys.platform.startswith(("darwin", "freebsd", "dragonfly", "netbsd", "openbsd")):
+        return ("kqueue",)
     return ()
 
 
@@ -137,11 +139,3 @@ def create(name: str, arena: SwapArena, descriptors: Mapping[int, Descriptor]) -
 def _module(name: str) -> Any:
     # Only the one that is used is imported: binding functions that this libc lacks fails.
     return importlib.import_module(f"gaio.platform._{name}")
-
-
-def set_thread_affinity(native_id: int, cpu: int) -> None:
-    """Bind a thread to one CPU: sched_setaffinity(2) with a thread id binds just that thread."""
-    if sys.platform.startswith("linux"):
-        os.sched_setaffinity(native_id, {cpu})
-    else:
-        raise OSError(f"threads cannot be bound to a CPU on {sys.platform}")

@@ -1,0 +1,391 @@
+"""kqueue(2), edge-triggered: the readiness backend of macOS and the BSDs, and of Linux where a library offers it.
+
+Facts about kqueue
+    * A registration (knote) is keyed on the pair (descriptor number, filter), so reads and writes are registered
+      apart. It goes when that number is closed, even while a duplicate stays open. Events carry a token that
+      is never used again, not the number, so that none is taken for that of a later descriptor.
+    * EV_CLEAR makes edges. EV_EOF comes with bytes that are still unread, and is told once, like any edge; the
+      socket's error stands in fflags with it. Reading on finds both, in order: first the bytes.
+    * `data` of a read event counts the bytes that are there. A read that returned fewer has stopped at an urgent
+      mark, with more behind it and no edge to come. macOS counts up to the mark and sets EV_OOBAND instead.
+    * EVFILT_WRITE may be refused with EPIPE when the reader has gone: a write finds that without any event. Some
+      releases of macOS (10.10, 10.11) say EPIPE although they have registered it.
+    * kevent(2) that fails with EINTR has applied its changes. With room for events it would also fetch some, in a
+      thread that has not got the watch: so changes are made one a call, without room, and fail as a whole.
+    * Closing a kqueue need not wake a kevent(2) that waits on it. The core wakes first, and closes after.
+    * A child of fork(2) has not got the kqueue. Its number may be a stranger's there.
+    * Everything can be registered, regular files too; those would never wait, as epoll's refusal (EPERM) says aloud.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import stat
+import struct
+import sys
+from collections.abc import Mapping
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gaio.platform import FILE, Descriptor, _libc
+from gaio.platform._readiness import READY_FOR_GOOD, ReadinessBackend
+
+if TYPE_CHECKING:
+    from gaio.swap import SwapArena
+
+
+class ABI(NamedTuple):
+    """What differs between the systems that have kqueue(2)."""
+
+    kevent: str  # the symbol of that function
+    struct_kevent: str  # as struct(3py) writes it: ident, filter, flags, fflags, data, udata; `x` is not used here
+    count_type: Any  # of nchanges and nevents
+    EVFILT_READ: int
+    EVFILT_WRITE: int
+    EVFILT_USER: int  # not in every release, see `UserEvent`
+    so_nosigpipe: int = 0  # setsockopt(2): no SIGPIPE from this socket, where send(2) has no MSG_NOSIGNAL
+    library: str = ""  # the environment variable with the path of the library that has it, where libc has not
+    is_inherited: bool = False  # by a child of fork(2)
+
+
+# <sys/event.h> of each system, LP64. The first one that fits sys.platform (up to the space) and whose symbol exists.
+ABIS = {
+    "darwin": ABI("kevent", "@PhHInP", ctypes.c_int, -1, -2, -10, so_nosigpipe=0x1022),
+    "freebsd": ABI("kevent", "@PhHIqP32x", ctypes.c_int, -1, -2, -11),  # with ext[4], since FreeBSD 12
+    "dragonfly": ABI("kevent", "@PhHInP", ctypes.c_int, -1, -2, -9),
+    "netbsd 11": ABI("__kevent100", "@PIIIqP32x", ctypes.c_size_t, 0, 1, 8),
+    "netbsd": ABI("__kevent50", "@PIIIqP", ctypes.c_size_t, 0, 1, 8),
+    "openbsd": ABI("kevent", "@PhHIqP", ctypes.c_int, -1, -2, -10),
+    "linux": ABI(
+        "kevent", "@PhHInP", ctypes.c_int, -1, -2, -11, library="GAIO_KQUEUE_LIBRARY", is_inherited=True
+    ),
+}
+
+# kqueue(2): the same everywhere
+EV_ADD = 0x0001
+EV_DELETE = 0x0002
+EV_CLEAR = 0x0020
+EV_OOBAND = 0x2000  # macOS only
+EV_ERROR = 0x4000
+EV_EOF = 0x8000
+NOTE_TRIGGER = 0x01000000
+
+FOR_GOOD = EV_EOF | EV_ERROR | EV_OOBAND
+
+MAX_EVENTS = 1024
+_WAKE = 0  # the token of the wake-up; descriptors count from 1
+# macOS refuses a time far ahead. Nobody minds a wait that ends with nothing once in eleven days.
+_LONGEST_WAIT = 1e6
+
+# What to do about these errors of a change: nothing, see the facts above.
+_REGISTERED = (errno.EINTR, errno.EPIPE)
+_NOT_REGISTERED = (errno.EINTR, errno.ENOENT, errno.EBADF)
+# What systems say, where epoll says EPERM, of a descriptor that has no readiness.
+_CANNOT_BE_POLLED = (errno.EPERM, errno.EINVAL, errno.ENODEV, errno.ENXIO, errno.EOPNOTSUPP, errno.ENOTSUP)
+
+
+def system() -> tuple[ABI, _libc.Library]:
+    """How kqueue is reached on this system; `OSError` says why it is not."""
+    if ctypes.sizeof(ctypes.c_void_p) != 8:
+        raise OSError("only the structures of 64-bit systems are known")
+    missing = []
+    for name, abi in ABIS.items():
+        if not sys.platform.startswith(name.partition(" ")[0]):
+            continue
+        path = os.environ.get(abi.library) if abi.library else None
+        if abi.library and not path:
+            raise OSError(f"{sys.platform} has it only in a library: set {abi.library} to the path of one")
+        library = _libc.Library(path)
+        try:
+            for symbol in ("kqueue", abi.kevent):
+                library.keeping_gil[symbol]
+            return abi, library
+        except AttributeError as error:
+            missing.append(str(error))
+    raise OSError(f"{'; '.join(missing) or sys.platform + ' is not known to have it'}")
+
+
+class Kqueue:
+    """A kqueue(2), and changes to what is registered with it.
+
+    It is closed when the last reference goes, not by close(): a thread that is about to wake a watcher while
+    another one closes it must not trigger an event of a stranger who was given the number meanwhile.
+    """
+
+    __slots__ = ("_kevent", "_open", "abi", "fd", "library", "structure")
+
+    def __init__(self, abi: ABI, library: _libc.Library) -> None:
+        self.abi = abi
+        self.library = library
+        self.structure = struct.Struct(abi.struct_kevent)
+        self._open: list[int] = []
+        self._kevent = _libc.checked(abi.kevent, library)
+        self.fd = _libc.checked("kqueue", library)()
+        self._open.append(self.fd)
+        os.set_inheritable(self.fd, False)
+
+    def entry(self, ident: int, kfilter: int, flags: int, fflags: int = 0, udata: int = _WAKE) -> bytes:
+        return self.structure.pack(ident, kfilter, flags, fflags, 0, udata)
+
+    def change(self, entry: bytes, *, tolerated: tuple[int, ...] = ()) -> None:
+        """Apply one change; `OSError` unless it succeeds or fails with an error that is tolerated."""
+        try:
+            self._kevent(self.fd, entry, 1, None, 0, None)
+        except OSError as error:
+            if error.errno not in tolerated:
+                raise
+
+    def look(self) -> list[tuple[int, int, int]]:
+        """Fetch a few events that are there now: ident, filter and udata of each."""
+        room = 8
+        events = ctypes.create_string_buffer(self.structure.size * room)
+        try:
+            count = self._kevent(self.fd, None, 0, events, room, ctypes.byref((ctypes.c_int64 * 2)()))
+        except InterruptedError:
+            return []
+        entries = self.structure.iter_unpack(events.raw[: count * self.structure.size])
+        return [(ident, kfilter, udata) for ident, kfilter, _, _, _, udata in entries]
+
+    def forget(self) -> None:
+        """The number is not ours any more."""
+        self._open.clear()
+
+    def __del__(self) -> None:
+        _libc.close_all(self._open)
+
+
+class UserEvent:
+    """Waking by EVFILT_USER: any thread may trigger it. `OSError` where the system has not got it."""
+
+    __slots__ = ("_entry", "_kevent", "_kqueue", "_none", "_one", "_results")
+
+    def __init__(self, kqueue: Kqueue) -> None:
+        kfilter = kqueue.abi.EVFILT_USER
+        self._kqueue = kqueue
+        self._results: list[int] = []
+        self._kevent = _libc.collecting(kqueue.abi.kevent, self._results, kqueue.library)
+        self._entry = kqueue.entry(_WAKE, kfilter, 0, NOTE_TRIGGER)
+        self._none = kqueue.abi.count_type(0)
+        self._one = kqueue.abi.count_type(1)
+        # Systems have been seen that take the registration and never report the event: so it is tried.
+        kqueue.change(kqueue.entry(_WAKE, kfilter, EV_ADD | EV_CLEAR))
+        kqueue.change(self._entry)
+        if (_WAKE, kfilter, _WAKE) not in kqueue.look():
+            kqueue.change(kqueue.entry(_WAKE, kfilter, EV_DELETE))
+            raise OSError(errno.ENOTSUP, "EVFILT_USER does not fire")
+
+    def ring(self) -> None:
+        # Nothing can fail for an event that is registered: the result says nothing.
+        self._kevent(self._kqueue.fd, self._entry, self._one, None, self._none, None)
+        self._results.clear()
+
+    def silence(self) -> None:
+        """Nothing to do: EV_CLEAR did it."""
+
+
+class SelfPipe:
+    """Waking by a pipe(2) to ourselves, where there is no EVFILT_USER. Closed with the last reference, see `Kqueue`."""
+
+    __slots__ = ("_ends", "_results", "_write", "_writing")
+
+    def __init__(self, kqueue: Kqueue) -> None:
+        self._results: list[int] = []
+        self._write = _libc.collecting("write", self._results)
+        self._ends = list(os.pipe())  # both with close-on-exec
+        for end in self._ends:
+            os.set_blocking(end, False)
+        reading, self._writing = self._ends
+        kqueue.change(kqueue.entry(reading, kqueue.abi.EVFILT_READ, EV_ADD | EV_CLEAR), tolerated=_REGISTERED)
+
+    def ring(self) -> None:
+        # EAGAIN means that the pipe is full of wake-ups already: the result says nothing.
+        self._write(self._writing, b"\0", 1)
+        self._results.clear()
+
+    def silence(self) -> None:
+        """Empty the pipe: once it were full, no write would make an edge any more."""
+        try:
+            while os.read(self._ends[0], 4096):
+                pass
+        except BlockingIOError:
+            pass  # empty
+
+    def __del__(self) -> None:
+        _libc.close_all(self._ends)
+
+
+class KqueueBackend(ReadinessBackend):
+    """See the contract in gaio/platform/__init__.py."""
+
+    name = "kqueue"
+
+    __slots__ = (
+        "_counts",
+        "_descriptors",
+        "_events",
+        "_events_pointer",
+        "_kevent_look",
+        "_kevent_wait",
+        "_kqueue",
+        "_max_events",
+        "_no_changes",
+        "_no_time_pointer",
+        "_setsockopt",
+        "_timespec",
+        "_timespec_pointer",
+        "_wakeup",
+    )
+
+    def __init__(self, arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> None:
+        super().__init__(arena)
+        self._descriptors = descriptors
+        abi, library = system()
+        self._kqueue = Kqueue(abi, library)
+        try:
+            self._wakeup: UserEvent | SelfPipe = UserEvent(self._kqueue)
+        except OSError:
+            self._wakeup = SelfPipe(self._kqueue)
+        events = bytearray(self._kqueue.structure.size * MAX_EVENTS)
+        self._events_pointer = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(events)))
+        self._events = memoryview(events)  # keeps the array exported, so its address holds
+        self._counts: list[int] = []  # what kevent() returned and is not dealt with yet
+        self._kevent_wait = _libc.collecting(abi.kevent, self._counts, library, waits=True)
+        self._kevent_look = _libc.collecting(abi.kevent, self._counts, library)
+        self._setsockopt = _libc.checked("setsockopt")
+        self._no_changes = abi.count_type(0)
+        self._max_events = abi.count_type(MAX_EVENTS)
+        # struct timespec: both of its members have 64 bits on every LP64 system.
+        self._timespec = (ctypes.c_int64 * 4)()  # two of them, the second always zero
+        address = ctypes.addressof(self._timespec)
+        self._timespec_pointer, self._no_time_pointer = ctypes.c_void_p(address), ctypes.c_void_p(address + 16)
+
+    def register(self, descriptor: Descriptor) -> None:
+        fd, kqueue, abi = descriptor.fd, self._kqueue, self._kqueue.abi
+        if descriptor.kind == FILE:
+            if stat.S_IFMT(os.fstat(fd).st_mode) in (stat.S_IFREG, stat.S_IFDIR):
+                raise PermissionError(errno.EPERM, "a regular file or a directory is never waited for")
+            os.set_blocking(fd, False)  # read(2) and write(2) have no MSG_DONTWAIT
+        elif abi.so_nosigpipe:
+            self._suppress_sigpipe(fd)
+        try:
+            for kfilter in (abi.EVFILT_READ, abi.EVFILT_WRITE):
+                entry = kqueue.entry(fd, kfilter, EV_ADD | EV_CLEAR, udata=descriptor.token)
+                kqueue.change(entry, tolerated=_REGISTERED)
+        except OSError as error:
+            self.unregister(descriptor)
+            if error.errno in _CANNOT_BE_POLLED:
+                raise PermissionError(errno.EPERM, f"kqueue cannot watch it: {error}") from error
+            raise
+
+    def _suppress_sigpipe(self, fd: int) -> None:
+        option = self._kqueue.abi.so_nosigpipe
+        try:
+            self._setsockopt(fd, socket.SOL_SOCKET, option, ctypes.byref(ctypes.c_int(1)), 4)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # what macOS says of a connection that has been reset
+                raise
+
+    def unregister(self, descriptor: Descriptor) -> None:
+        kqueue, abi = self._kqueue, self._kqueue.abi
+        for kfilter in (abi.EVFILT_READ, abi.EVFILT_WRITE):
+            kqueue.change(kqueue.entry(descriptor.fd, kfilter, EV_DELETE), tolerated=_NOT_REGISTERED)
+
+    def wait(self, timeout: float | None) -> None:
+        if self._short_of_memory:
+            timeout = self.try_again(timeout)
+        fd = self._kqueue.fd
+        if timeout == 0:
+            self._kevent_look(
+                fd, None, self._no_changes, self._events_pointer, self._max_events, self._no_time_pointer
+            )
+        else:
+            time_pointer = None
+            if timeout is not None:
+                time_pointer = self._timespec_pointer
+                nanoseconds = int(min(timeout, _LONGEST_WAIT) * 1_000_000_000)
+                self._timespec[0], self._timespec[1] = divmod(nanoseconds, 1_000_000_000)
+            self._kevent_wait(fd, None, self._no_changes, self._events_pointer, self._max_events, time_pointer)
+        if self._counts[0] < 0:
+            number = ctypes.get_errno()
+            self._counts.clear()
+            if number == errno.EINTR:
+                return  # a signal came: its handler runs now, and the core works out how long is left
+            raise OSError(number, f"kevent: {os.strerror(number)}")
+        self._take_events()
+
+    def _take_events(self) -> None:
+        descriptors = self._descriptors
+        structure = self._kqueue.structure
+        evfilt_read = self._kqueue.abi.EVFILT_READ
+        entries = structure.iter_unpack(self._events[: self._counts[0] * structure.size])
+        for _, kfilter, flags, _, data, token in entries:
+            descriptor = descriptors.get(token)
+            if descriptor is None:
+                # The wake-up, or a descriptor that was freed after the kernel had reported it.
+                if token == _WAKE:
+                    self._wakeup.silence()
+            elif kfilter == evfilt_read:
+                queue = descriptor.reads
+                request = queue.waiting
+                # Nobody waits: then nobody remembers the count either, see the facts about `data`.
+                self.readable(descriptor, flags & FOR_GOOD or request is None)
+                if request is not None and queue.waiting is None and 0 <= request._result < data:
+                    queue.ready = READY_FOR_GOOD
+            else:
+                self.writable(descriptor)
+        self._counts.clear()
+
+    def settle(self) -> list[Any]:
+        held = super().settle()
+        if self._counts and self._counts[0] > 0:
+            self._take_events()  # some for the second time, which only costs an attempt
+        self._counts.clear()
+        return held
+
+    def wake(self) -> None:
+        self._wakeup.ring()
+
+    def close(self) -> None:
+        """Nothing to do: the kqueue and the pipe go with this object."""
+
+    def abandon(self) -> None:
+        if not self._kqueue.abi.is_inherited:
+            self._kqueue.forget()
+
+    def report(self) -> str:
+        """A word on how it works here; `OSError` when the kernel does not speak as this file understands it.
+
+        Two events in one array: the second is where it belongs only if the size of the structure is right.
+        """
+        kqueue, evfilt_write = self._kqueue, self._kqueue.abi.EVFILT_WRITE
+        ends = socket.socketpair()
+        with ends[0], ends[1]:
+            expected = [(end.fileno(), evfilt_write, token) for token, end in enumerate(ends, 1)]
+            for ident, kfilter, token in expected:
+                kqueue.change(kqueue.entry(ident, kfilter, EV_ADD, udata=token))
+            seen: set[tuple[int, int, int]] = set()
+            give_up = monotonic() + 1
+            while not seen.issuperset(expected):
+                if monotonic() > give_up:
+                    raise OSError(f"{kqueue.abi.kevent}() reports events in a form that is not known")
+                seen.update(kqueue.look())
+            for ident, kfilter, _ in expected:
+                kqueue.change(kqueue.entry(ident, kfilter, EV_DELETE), tolerated=_NOT_REGISTERED)
+        wakeup = "EVFILT_USER" if isinstance(self._wakeup, UserEvent) else "pipe"
+        return f"edge-triggered, {wakeup} wake-up"
+
+
+open_backend = KqueueBackend
+
+
+def probe() -> tuple[bool, str]:
+    """Whether kqueue works here, and a word on how: by doing it, once."""
+    from gaio.swap import SwapArena
+
+    try:
+        return True, open_backend(SwapArena(1), {}).report()
+    except OSError as error:
+        return False, str(error)
