@@ -21,14 +21,14 @@ def enter() -> None:
     """When this interpreter lacks a peer, start again in .venv-bench, which is made on first use."""
     if all(importlib.util.find_spec(name) for name in PACKAGES):
         return
-    home = places.VIRTUAL_ENVIRONMENT
+    home = places.VIRTUAL_ENVIRONMENTS / str(sys.implementation.cache_tag)
     python = home / "bin" / "python"
     if home.exists() and os.path.samefile(sys.prefix, home):
         return  # already there: a package that could not be installed is reported as a missing contender
     if not python.exists():
-        print(f"making {home.name} with {', '.join(PACKAGES)} (once)", flush=True)
+        print(f"making {home.relative_to(places.PROJECT)} with {', '.join(PACKAGES)} (once)", flush=True)
         venv.create(home, with_pip=True, clear=True)
-        (home / ".gitignore").write_text("*\n")
+        (places.VIRTUAL_ENVIRONMENTS / ".gitignore").write_text("*\n")
     for name in PACKAGES:
         _install(str(python), name)
     os.chdir(places.PROJECT)

@@ -11,7 +11,7 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent
 BUILD = HERE / ".build"
 RESULTS = HERE / "results"
-VIRTUAL_ENVIRONMENT = PROJECT / ".venv-bench"
+VIRTUAL_ENVIRONMENTS = PROJECT / ".venv-bench"  # one for each version of Python
 
 ECHO_LOAD = HERE / "load" / "echo_load.c"
 EPOLL_SERVER = HERE / "servers" / "epoll_server.c"
