@@ -464,18 +464,22 @@ class Loop:
         """End everything: each request gets its result, each descriptor is closed. Whoever has the watch."""
         if not self.closed:
             self.turn(0)
+            self.cut_short = True  # until the end of these steps, which like those of a turn may be interrupted
             with self.delegation:  # whoever delegates after this sees `closing`
                 connections = list(self.descriptors.values())
             for connection in connections:
                 self.release(Release(connection), WatcherClosedError)
             self.dismiss()
+            self.cut_short = False
             while self.descriptors:
                 self.turn(None)
             self.connections.clear()
             # Who submits from now on finds `sleeping` set and looks whether it came too late; who did before
             # is in the inbox, and admit() answers each with the error.
             self.sleeping = True
+            self.cut_short = True
             self.admit(self.inbox.copy())
+            self.cut_short = False
             self.closed = True
         self.backend.close()
         self.backend = CLOSED_BACKEND
