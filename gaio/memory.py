@@ -15,12 +15,9 @@ from __future__ import annotations
 import ctypes
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gaio.errors import EmptyBufferError
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 # A write of up to so many bytes is copied when it is submitted: that costs less than an export does, and
 # the caller may use the buffer again at once. Vectored writes are joined up to JOIN_LIMIT for the same reason.
@@ -76,14 +73,15 @@ class PinnedReadOnly(Pinned):
 
     __slots__ = ()
 
-    def __init__(self, buffer: Buffer) -> None:
-        view = _Py_buffer()
-        _PyObject_GetBuffer(buffer, view, _PyBUF_SIMPLE)
+    def __init__(self, view: memoryview) -> None:
+        """Pin what the view shows; nobody else may have the view, because releasing it would unpin."""
         self._export = view
-        self.address = view.buf or 0
-
-    def __del__(self) -> None:
-        _PyBuffer_Release(self._export)
+        export = _Py_buffer()
+        try:
+            _PyObject_GetBuffer(view, export, _PyBUF_SIMPLE)
+            self.address = export.buf or 0
+        finally:
+            _PyBuffer_Release(export)  # which does nothing when there was no export
 
 
 class iovec(ctypes.Structure):

@@ -21,19 +21,15 @@ class Wakeup:
     another one closes it must not write into a number that has been given to a stranger meanwhile.
     """
 
-    __slots__ = ("fd", "_open", "_results", "_write")
+    __slots__ = ("fd", "_owner", "_results", "_write")
 
     def __init__(self) -> None:
-        self._open: list[int] = []
         self._results: list[int] = []
         self._write = _libc.collecting("write", self._results)
         self.fd = _libc.checked("eventfd")(0, EFD_CLOEXEC | EFD_NONBLOCK)
-        self._open.append(self.fd)
+        self._owner = _libc.owner_of(self.fd)
 
     def ring(self) -> None:
         # The counter cannot overflow in the life of a machine, and nothing else can fail: the result says nothing.
         self._write(self.fd, _ONE, 8)
         self._results.clear()
-
-    def __del__(self) -> None:
-        _libc.close_all(self._open)

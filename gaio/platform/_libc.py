@@ -17,10 +17,11 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import select
 import sys
 from collections import deque
 from collections.abc import Callable
-from itertools import starmap
+from itertools import repeat, starmap
 from typing import Any
 
 _int, _uint, _long, _void_p = ctypes.c_int, ctypes.c_uint, ctypes.c_long, ctypes.c_void_p
@@ -139,10 +140,18 @@ def close_all(fds: list[int]) -> None:
     Taking a number off the list and closing it happens in C, in one step: close(2) done twice could hit a stranger
     who was given the number in between. It is never repeated for EINTR either: Linux has closed it by then.
     """
-    try:
-        deque(map(os.close, iter(fds.pop, None)), 0)
-    except IndexError:
-        pass  # from pop(): the list is empty
+    deque(map(os.close, map(fds.pop, repeat(-1, len(fds)))), 0)
+
+
+def owner_of(fd: int) -> object:
+    """An object that closes the descriptor when the last reference to it goes.
+
+    In C and without a word, as only the poll objects of the standard library do: a __del__() in Python can be struck
+    by an exception such as KeyboardInterrupt, which is then lost, and the descriptor with it.
+    """
+    if sys.platform.startswith("linux"):
+        return select.epoll.fromfd(fd)
+    return select.kqueue.fromfd(fd)
 
 
 def address_of(data: bytes) -> int:
@@ -174,10 +183,7 @@ def unmap_all(mapped: list[tuple[int, int]]) -> None:
     """munmap(2) these and empty the list; each exactly once, as in `close_all`."""
     munmap = LIBC.keeping_gil["munmap"]
     munmap.argtypes = (_void_p, ctypes.c_size_t)
-    try:
-        deque(starmap(munmap, iter(mapped.pop, None)), 0)
-    except IndexError:
-        pass  # from pop(): the list is empty
+    deque(starmap(munmap, map(mapped.pop, repeat(-1, len(mapped)))), 0)
 
 
 def _mmap() -> Any:
