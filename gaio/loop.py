@@ -94,12 +94,14 @@ class Loop:
         self.delivery: list[OpResult] | None = None
         self.ready: list[OpResult] = []  # heads of queues, to be started
         self.partial: list[OpResult] = []  # came back with work left, to be started again
-        self.leaving: dict[Connection, bool] = {}  # given up, not closed yet -> whether the collector asked
+        # Given up, not closed yet -> its number among those that the collector found, 0 if the caller freed it.
+        self.leaving: dict[Connection, int] = {}
         self.dying: list[int] = []  # the descriptor being closed
         self.deadlines: Deadlines[OpResult] = Deadlines()
         self.cut_short = False
         self.visits = 0
-        self.completions = self.batches = self.wakeups = self.gc_found = self.gc_closed = 0
+        self.completions = self.batches = self.wakeups = self.gc_found = 0
+        self.delivered = (0, 0)  # completions and batches before the one in `delivery`
 
         self.backend_name = backend
         self.arena = SwapArena(swap_size)
@@ -107,6 +109,11 @@ class Loop:
         self.thread = threading.Thread(target=self.run, name="gaio-watcher", daemon=True)
 
     # --- from any thread ------------------------------------------------------------------------------------
+
+    def gc_closed(self) -> int:
+        """How many of the connections that the collector found are closed: all but those that are leaving."""
+        found = self.gc_found
+        return found - sum(1 for number in list(self.leaving.values()) if 0 < number <= found)
 
     def rouse(self) -> None:
         """After an append to the inbox that found `sleeping` set."""
@@ -161,9 +168,12 @@ class Loop:
         undelivered = self.delivery
         if undelivered is None:
             self.backend.give_back()
-        elif undelivered and not (self.outbox and self.outbox[0] is undelivered[0]):
-            self.outbox[:0] = undelivered
-        self.delivery = None
+            self.delivered = (self.completions, self.batches)
+        else:
+            self.completions, self.batches = self.delivered
+            if undelivered and not (self.outbox and self.outbox[0] is undelivered[0]):
+                self.outbox[:0] = undelivered
+            self.delivery = None
         if self.outbox:
             timeout = 0
         while not self.closed:
@@ -433,9 +443,9 @@ class Loop:
         connection = item.connection
         if connection is None or connection.fd < 0:
             return
-        if item.forgotten and connection not in self.leaving:
-            self.gc_found += 1
-        self.leaving.setdefault(connection, item.forgotten)
+        # The number is kept with the connection, so that this can be cut short and done again without counting twice.
+        number = self.leaving.setdefault(connection, self.gc_found + 1 if item.forgotten else 0)
+        self.gc_found = max(self.gc_found, number)
         with self.delegation:  # no queue of writes is being added meanwhile
             connection.overtaken = connection.overtaken or reason
             queues = connection.queues()
@@ -444,7 +454,7 @@ class Loop:
 
     def dismiss(self) -> None:
         """Close the descriptors of connections that were given up and have nothing under way any more."""
-        for connection, forgotten in list(self.leaving.items()):
+        for connection in list(self.leaving):
             if any(queue.head is not None for queue in connection.queues()):
                 continue  # the kernel may still write into its buffers
             for queue in connection.queues():
@@ -454,8 +464,7 @@ class Loop:
                 self.dying[:] = (connection.fd,)
                 connection.fd = -1
             _libc.close_all(self.dying)
-            if self.descriptors.pop(connection.token, None) is not None and forgotten:
-                self.gc_closed += 1
+            self.descriptors.pop(connection.token, None)
             if connection.finalizer is not None:
                 connection.finalizer.detach()
             del self.leaving[connection]

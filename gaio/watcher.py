@@ -396,7 +396,7 @@ class Watcher:
             batches=loop.batches,
             wakeups=loop.wakeups,
             gc_found=loop.gc_found,
-            gc_closed=loop.gc_closed,
+            gc_closed=loop.gc_closed(),
         )
 
     def set_affinity(self, cpu: int) -> None:
