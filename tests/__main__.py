@@ -41,11 +41,12 @@ def check_types(python: Path) -> list[str]:
         announce(f"{name}  {' '.join(folders)}")
         # A cache each: mypy throws its cache away whenever the platform changes.
         options = ["--platform", platform, "--cache-dir", f".mypy_cache/{platform}"]
-        if subprocess.run([python, "-m", "mypy", *options, *folders], cwd=ROOT, check=False).returncode:
+        if subprocess.run([str(python), "-m", "mypy", *options, *folders], cwd=ROOT, check=False).returncode:
             failed.append(name)
     announce("stubtest  gaio")
     with environment.as_installed() as variables:
-        command = [python, "-m", "mypy.stubtest", "gaio", "--mypy-config-file", "pyproject.toml"]
+        command = [str(python), "-m", "mypy.stubtest", "gaio", "--mypy-config-file", "pyproject.toml"]
+        command += ["--allowlist", "stubs/stubtest_allowlist.txt"]
         if subprocess.run(command, cwd=ROOT, env=variables, check=False).returncode:
             failed.append("stubtest")
     return failed

@@ -1,0 +1,50 @@
+"""Which backends the behaviour suite runs on, and which of them may not be skipped."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from typing import Literal
+
+import gaio
+
+Name = Literal["auto", "epoll", "kqueue", "io_uring"]
+
+CHOSEN = os.environ.get("GAIO_TEST_BACKEND")  # `python3 -m tests --backend NAME`
+
+_SYS_IO_URING_SETUP = 425  # io_uring_setup(2); the same number on every architecture but Alpha
+_SIZE_OF_IO_URING_PARAMS = 120
+
+
+def kernel_has_io_uring() -> bool:
+    """Whether this kernel lets this process make a ring, asked without gaio."""
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
+    parameters = ctypes.create_string_buffer(_SIZE_OF_IO_URING_PARAMS)
+    descriptor = libc.syscall(ctypes.c_long(_SYS_IO_URING_SETUP), ctypes.c_long(4), parameters)
+    if descriptor < 0:
+        return False
+    os.close(descriptor)
+    return True
+
+
+def offered() -> dict[str, gaio.Backend]:
+    return {backend.name: backend for backend in gaio.backends()}
+
+
+def required() -> set[str]:
+    """The backends that must work on this machine: skipping one of them would hide a failure."""
+    if CHOSEN is not None:
+        return {CHOSEN}
+    if sys.platform == "linux":
+        return {"epoll", "io_uring"} if "io_uring" in offered() and kernel_has_io_uring() else {"epoll"}
+    return {"kqueue"}
+
+
+def under_test() -> list[str]:
+    """The backends of the suite: all that gaio offers here, and all that it must offer."""
+    if CHOSEN is not None:
+        return [CHOSEN]
+    return sorted({*offered(), *required()})

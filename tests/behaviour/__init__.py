@@ -1,0 +1,1 @@
+"""What a user can observe, over every backend, with real sockets."""

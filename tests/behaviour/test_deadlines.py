@@ -1,0 +1,156 @@
+"""timeout=: a request that takes too long comes back with DeadlineError, and nothing that arrived is lost."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import gaio
+import pytest
+
+from tests.accounting import AccountedWatcher
+from tests.descriptor_limit import need_descriptors
+from tests.peers import Pairs, pattern, receive_until_eof
+from tests.waiting import Background
+
+MIB = 1 << 20
+
+
+def test_read_deadline(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    conn, peer = pairs.tcp()
+    start = time.monotonic()
+    read = watcher.read(conn, timeout=0.05)
+    watcher.finish(read)
+    assert time.monotonic() - start >= 0.05, "a deadline never comes early"
+    assert isinstance(read.error, gaio.DeadlineError)
+    assert isinstance(read.error, TimeoutError)
+    assert read.size == 0
+    peer.sendall(b"later")
+    again = watcher.read(conn, timeout=60)
+    watcher.finish(again)
+    assert again.data == b"later"
+
+
+def test_write_deadline_against_a_peer_that_never_reads(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """The size told is exactly the number of bytes that are on their way to the peer."""
+    conn, peer = pairs.tcp(buffers=8192)
+    payload = pattern(16 * MIB)
+    write = watcher.write(conn, payload, timeout=0.2)
+    watcher.finish(write)
+    assert isinstance(write.error, gaio.DeadlineError)
+    assert 0 < write.size < len(payload)
+    watcher.free(conn)
+    assert receive_until_eof(peer) == payload[: write.size]
+
+
+@pytest.mark.slow
+def test_8000_read_deadlines_in_the_same_second(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    need_descriptors(16_000)
+    conns = [pairs.unix()[0] for _ in range(8000)]
+    reads = [watcher.read(conn, timeout=random.uniform(1, 2)) for conn in conns]
+    finished = watcher.finish(*reads)
+    assert len(finished) == 8000
+    assert all(isinstance(read.error, gaio.DeadlineError) for read in reads)
+
+
+def test_equal_deadlines_on_one_connection(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    conn, _ = pairs.tcp()
+    reads = [watcher.read(conn, timeout=0.05) for _ in range(1000)]
+    watcher.finish(*reads)
+    assert all(isinstance(read.error, gaio.DeadlineError) for read in reads)
+
+
+def test_deadlines_come_in_their_order_not_in_that_of_submission(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    late, early = pairs.tcp()[0], pairs.tcp()[0]
+    reads = [watcher.read(late, timeout=0.2), watcher.read(early, timeout=0.05)]
+    assert watcher.finish(*reads) == reads[::-1]
+
+
+def test_deadline_of_a_request_that_stands_behind_another(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """It ends on time; the one before it is left alone and still gets its data."""
+    conn, peer = pairs.tcp()
+    first, second = watcher.read(conn), watcher.read(conn, timeout=0.05)
+    assert watcher.finish(second) == [second]
+    assert isinstance(second.error, gaio.DeadlineError)
+    peer.sendall(b"for the first")
+    watcher.finish(first)
+    assert first.data == b"for the first"
+
+
+def test_the_next_request_goes_on_when_a_deadline_passes(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    conn, peer = pairs.tcp()
+    first, second = watcher.read(conn, timeout=0.05), watcher.read(conn)
+    assert watcher.finish(first) == [first]
+    assert isinstance(first.error, gaio.DeadlineError)
+    peer.sendall(b"for the second")
+    watcher.finish(second)
+    assert second.data == b"for the second"
+
+
+def test_finished_requests_forget_their_deadline(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    conn, peer = pairs.tcp()
+    reads = [watcher.read_full(conn, bytearray(1), timeout=0.3) for _ in range(20)]
+    peer.sendall(bytes(20))
+    watcher.finish(*reads)
+    assert not any(read.error for read in reads)
+    assert watcher.wait(0.4) == []
+
+
+@pytest.mark.parametrize("timeout", [0, 0.0, 1e-9, 0.0001])
+def test_tiny_timeout_without_data(watcher: AccountedWatcher, pairs: Pairs, timeout: float) -> None:
+    conn, _ = pairs.tcp()
+    read = watcher.read(conn, timeout=timeout)
+    watcher.finish(read)
+    assert isinstance(read.error, gaio.DeadlineError)
+
+
+@pytest.mark.parametrize("timeout", [0, 0.0, 1e-9])
+def test_tiny_timeout_takes_what_is_already_there(watcher: AccountedWatcher, pairs: Pairs, timeout: float) -> None:
+    """timeout=0 means: what is there now, or nothing."""
+    conn, peer = pairs.unix()
+    peer.sendall(b"already here")
+    read = watcher.read(conn, timeout=timeout)
+    watcher.finish(read)
+    assert read.error is None
+    assert read.data == b"already here"
+
+
+def test_zero_timeout_write_sends_what_fits(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    conn, peer = pairs.unix()
+    write = watcher.write(conn, b"fits", timeout=0)
+    watcher.finish(write)
+    assert write.error is None
+    assert peer.recv(10) == b"fits"
+
+
+@pytest.mark.parametrize("timeout", [1, 3600.0, 1e9, 1e300])
+def test_long_timeouts_are_no_obstacle(watcher: AccountedWatcher, pairs: Pairs, timeout: float) -> None:
+    conn, peer = pairs.tcp()
+    read = watcher.read(conn, timeout=timeout)
+    assert watcher.wait(0.01) == []
+    peer.sendall(b"x")
+    watcher.finish(read)
+    assert read.data == b"x"
+
+
+def test_data_and_deadlines_race_without_loss(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """Each byte comes with exactly one read, however often a deadline strikes in the same instant."""
+    conn, peer = pairs.tcp()
+    payload = pattern(300)
+
+    def send() -> None:
+        for number in range(len(payload)):
+            peer.sendall(payload[number : number + 1])
+            time.sleep(random.random() / 500)  # the race under test, not a wait for anything
+
+    sending = Background(send)
+    received = b""
+    expired = 0
+    while len(received) < len(payload):
+        read = watcher.read(conn, timeout=random.random() / 500)
+        watcher.finish(read)
+        expired += isinstance(read.error, gaio.DeadlineError)
+        received += read.data
+    sending.result()
+    assert received == payload
+    assert expired, "no deadline struck, so nothing raced"

@@ -1,0 +1,142 @@
+"""A connection handed over belongs to the watcher: the original is closed, what it was set to remains."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+import sys
+
+import gaio
+import pytest
+
+from tests import leaks
+from tests.accounting import AccountedWatcher, MakeWatcher
+from tests.peers import Pairs, receive_exactly, receive_until_eof
+
+
+@pytest.mark.parametrize("operation", ["read", "read_full", "write"])
+def test_the_first_request_takes_the_connection(watcher: AccountedWatcher, pairs: Pairs, operation: str) -> None:
+    conn, _ = pairs.tcp()
+    if operation == "read":
+        watcher.read(conn)
+    elif operation == "read_full":
+        watcher.read_full(conn, bytearray(1))
+    else:
+        watcher.write(conn, b"x")
+    assert conn.fileno() == -1
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        conn.recv(1)
+    assert watcher.watcher.stats().conns == 1
+
+
+def test_it_costs_one_descriptor(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    ends = [pairs.tcp() for _ in range(20)]
+    before = len(leaks.in_use().descriptors)
+    for conn, _ in ends:
+        watcher.read(conn)
+        watcher.write(conn, b"x")
+    assert len(leaks.in_use().descriptors) == before
+    assert watcher.watcher.stats().conns == 20
+
+
+def test_options_survive(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """SO_LINGER with a time of zero, set before, still turns the end into a reset afterwards."""
+    conn, peer = pairs.tcp()
+    conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    watcher.finish(watcher.write(conn, b"x"))
+    assert receive_exactly(peer, 1) == b"x"
+    watcher.free(conn)
+    with pytest.raises(ConnectionResetError):
+        peer.recv(1)
+
+
+def test_no_descriptor_is_inherited_by_a_child_program(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    ends = [pairs.tcp() for _ in range(5)]
+    before = leaks.in_use()
+    for conn, _ in ends:
+        conn.set_inheritable(True)  # whatever the original was
+        watcher.read(conn)
+    own = leaks.in_use().descriptors.items() - before.descriptors.items()
+    assert own
+    assert not any(os.get_inheritable(number) for number, _ in own)
+
+
+def test_the_descriptors_of_a_watcher_are_not_inherited(make_watcher: MakeWatcher) -> None:
+    before = leaks.in_use()
+    make_watcher()
+    own = leaks.in_use().descriptors.keys() - before.descriptors.keys()
+    assert own
+    assert not any(os.get_inheritable(number) for number in own)
+
+
+def test_closing_the_original_afterwards_is_harmless(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    conn, peer = pairs.tcp()
+    read = watcher.read(conn)
+    conn.close()
+    conn.detach()
+    peer.sendall(b"x")
+    watcher.finish(read, watcher.write(conn, b"y"))
+    assert read.data == b"x"
+    assert receive_exactly(peer, 1) == b"y"
+
+
+def test_the_number_of_the_original_may_be_used_again(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """Whoever gets that number next is none of the watcher's business."""
+    conn, peer = pairs.tcp()
+    number = conn.fileno()
+    watcher.finish(watcher.write(conn, b"first,"))
+    reading, writing = os.pipe()
+    stranger = os.fdopen(reading, "rb", buffering=0), os.fdopen(writing, "wb", buffering=0)
+    pairs.also_close(*stranger)
+    assert number in (reading, writing), "the number was not used again, so nothing was tested"
+    watcher.finish(watcher.write(conn, b"second"))
+    assert receive_exactly(peer, 12) == b"first,second"
+    conn.close()
+    watcher.free(conn)
+    assert receive_until_eof(peer) == b""
+    stranger[1].write(b"unharmed")
+    assert stranger[0].read(8) == b"unharmed"
+
+
+def test_a_second_watcher_is_refused(make_watcher: MakeWatcher, pairs: Pairs) -> None:
+    conn, peer = pairs.tcp()
+    first, second = make_watcher(), make_watcher()
+    read = first.read(conn)
+    with pytest.raises(gaio.UnsupportedConnError, match="closed|watcher"):
+        second.write(conn, b"x")
+    peer.sendall(b"x")
+    first.finish(read)
+    assert read.data == b"x"
+
+
+def test_two_watchers_at_work(make_watcher: MakeWatcher, pairs: Pairs) -> None:
+    first, second = make_watcher(), make_watcher()
+    one, other = pairs.tcp()
+    for number in range(100):
+        message = b"%03d" % number
+        read = second.read(other)
+        first.finish(first.write(one, message))
+        second.finish(read)
+        assert read.data == message
+
+
+def test_the_blocking_mode_of_the_peer_is_untouched(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    conn, peer = pairs.unix()
+    watcher.finish(watcher.write(conn, b"x"))
+    assert os.get_blocking(peer.fileno()) == (peer.gettimeout() is None)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_watcher_thread_can_be_bound_to_a_cpu(backend: str, watcher: AccountedWatcher) -> None:
+    mine = os.sched_getaffinity(0)
+    cpu = max(mine)
+    watcher.watcher.set_affinity(cpu)
+    bound = [
+        thread for thread in map(int, os.listdir("/proc/self/task")) if os.sched_getaffinity(thread) == {cpu}
+    ]
+    if len(mine) > 1:
+        assert len(bound) == 1
+        assert bound[0] != os.getpid(), "the calling thread must keep its own CPUs"
+    assert os.sched_getaffinity(0) == mine

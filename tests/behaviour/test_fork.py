@@ -1,0 +1,104 @@
+"""fork(): in the child every watcher is closed; the parent's goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import child
+from tests.backends import Name
+
+# Python 3.12 and newer warn of fork() in a process with threads, which is just what this is about.
+MAY_FORK = ("-W", "ignore::DeprecationWarning")
+
+PROGRAM = """
+import os, socket, sys
+import gaio
+
+def check(condition, what):
+    if not condition:
+        print("not so:", what, file=sys.stderr, flush=True)
+        os._exit(1)
+
+watcher = gaio.Watcher(backend={backend!r})
+conn, peer = socket.socketpair()
+waiting, waiting_peer = socket.socketpair()
+watcher.write(conn, b"before")
+check([result.size for result in watcher.wait_io(60)] == [6], "the write before the fork is done")
+watcher.read(waiting, context="waiting")
+check(watcher.wait_io(0) == [], "the read waits in the kernel")
+
+pid = os.fork()
+if pid == 0:
+    check(watcher.closed, "the watcher is closed in the child")
+    for call in (lambda: watcher.wait_io(0), lambda: watcher.read(waiting), lambda: watcher.write(conn, b"child")):
+        try:
+            call()
+        except gaio.WatcherClosedError:
+            pass
+        else:
+            check(False, "the child's calls are refused")
+    watcher.close()
+    {in_child}
+    {leave}
+
+_, status = os.waitpid(pid, 0)
+check(status == 0, "the child ended well")
+check(not watcher.closed, "the watcher is open in the parent")
+waiting_peer.sendall(b"for the parent")
+(result,) = watcher.wait_io(60)
+check(result.context == "waiting" and bytes(result.buffer) == b"for the parent", "the parent's read goes on")
+watcher.write(conn, b" after")
+check([result.size for result in watcher.wait_io(60)] == [6], "the parent's write goes on")
+check(peer.recv(100) == b"before after", "the peer sees the parent's bytes alone")
+watcher.free(conn)
+watcher.close()
+check(peer.recv(1) == b"" and waiting_peer.recv(1) == b"", "no copy of a connection stays open")
+peer.close()
+waiting_peer.close()
+print("good")
+"""
+
+A_WATCHER_OF_ITS_OWN = """
+    with gaio.Watcher(backend={backend!r}) as own:
+        here, there = socket.socketpair()
+        own.write(here, b"own")
+        check([result.size for result in own.wait_io(60)] == [3], "the child may have a watcher of its own")
+        check(there.recv(3) == b"own", "and it works")
+        there.close()
+"""
+
+
+@pytest.mark.parametrize("leave", ["os._exit(0)", "sys.exit(0)"])
+@pytest.mark.parametrize("in_child", ["", A_WATCHER_OF_ITS_OWN], ids=["idle child", "child with a watcher"])
+def test_fork(backend: Name, in_child: str, leave: str) -> None:
+    if leave == "sys.exit(0)":
+        # The interpreter of the child ends in the ordinary way, with the sockets it inherited still open.
+        leave = "peer.close(); waiting_peer.close(); sys.exit(0)"
+    code = PROGRAM.format(backend=backend, in_child=in_child.strip().format(backend=backend), leave=leave)
+    assert child.output_of(code, *MAY_FORK) == "good"
+
+
+def test_fork_while_another_thread_waits(backend: Name) -> None:
+    code = """
+        import os, socket, threading
+        import gaio
+
+        watcher = gaio.Watcher(backend={backend!r})
+        conn, peer = socket.socketpair()
+        watcher.read(conn)
+        batches = []
+        consumer = threading.Thread(target=lambda: batches.append(watcher.wait_io(60)))
+        consumer.start()
+        for _ in range(20):
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0 if watcher.closed else 1)
+            assert os.waitpid(pid, 0)[1] == 0
+        peer.sendall(b"x")
+        consumer.join()
+        assert [bytes(result.buffer) for batch in batches for result in batch] == [b"x"]
+        watcher.close()
+        peer.close()
+        print("good")
+    """
+    assert child.output_of(code.format(backend=backend), *MAY_FORK) == "good"

@@ -1,0 +1,43 @@
+"""`import gaio` does nothing but define names."""
+
+from __future__ import annotations
+
+from tests import child
+
+
+def test_import_starts_no_thread_and_opens_no_descriptor() -> None:
+    code = """
+        import ctypes, socket, struct  # what they do when they are imported is not gaio's doing
+        from tests.leaks import in_use
+        before = in_use()
+        import gaio
+        print(in_use().since(before))
+    """
+    assert child.output_of(code) == "[]"
+
+
+def test_import_needs_nothing_but_the_standard_library() -> None:
+    code = """
+        import sys
+        before = set(sys.modules)
+        import gaio
+        roots = {name.partition(".")[0] for name in set(sys.modules) - before}
+        print(sorted(roots - set(sys.stdlib_module_names)))
+    """
+    assert child.output_of(code) == "['gaio']"
+
+
+def test_every_public_name_is_there() -> None:
+    code = """
+        import gaio
+        print([name for name in gaio.__all__ if not hasattr(gaio, name)], gaio.__version__)
+        missing = set(
+            "Watcher Operation READ WRITE OpResult Stats Backend backends GaioError UnsupportedConnError "
+            "EmptyBufferError InvalidCPUError WatcherClosedError ConnClosedError DeadlineError "
+            "BackendUnavailableError".split()
+        ) - set(gaio.__all__)
+        print(sorted(missing))
+    """
+    first, second = child.output_of(code).splitlines()
+    assert first.startswith("[] ")
+    assert second == "[]"

@@ -1,0 +1,143 @@
+"""What nobody refers to any more is closed: connections, and whole watchers."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import gaio
+import pytest
+
+from tests.accounting import AccountedWatcher
+from tests.backends import Name
+from tests.peers import Pairs, receive_exactly
+from tests.waiting import wait_until
+
+
+def use_and_forget(watcher: AccountedWatcher, pairs: Pairs, count: int) -> list[bytes]:
+    """Write once on each of so many new connections, then drop every reference to them."""
+    ends = [pairs.tcp() for _ in range(count)]
+    watcher.finish(*(watcher.write(conn, b"once") for conn, _ in ends))
+    return [receive_exactly(peer, 4) for _, peer in ends]
+
+
+def test_200_forgotten_connections_are_closed(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    assert use_and_forget(watcher, pairs, 200) == [b"once"] * 200
+    gc.collect()
+    assert [peer.recv(1) for peer in pairs.sockets()] == [b""] * 200
+    wait_until(lambda: watcher.watcher.stats().gc_closed == 200, "gc_closed to reach 200")
+    stats = watcher.watcher.stats()
+    assert (stats.gc_found, stats.gc_closed, stats.conns) == (200, 200, 0)
+
+
+def test_forgotten_connections_are_closed_while_the_consumer_waits(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    use_and_forget(watcher, pairs, 20)
+    gc.collect()
+    conn, peer = pairs.tcp()
+    read = watcher.read(conn)
+    assert [other.recv(1) for other in pairs.sockets() if other is not peer] == [b""] * 20
+    peer.sendall(b"x")
+    watcher.finish(read)
+
+
+def test_a_pending_request_keeps_its_connection(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """The caller may forget a connection it waits for: the result brings it back."""
+
+    def submit() -> None:
+        conn, _ = pairs.tcp()
+        watcher.read(conn)
+
+    submit()
+    gc.collect()
+    assert watcher.wait(0.05) == []
+    (peer,) = pairs.sockets()
+    peer.sendall(b"still there")
+    (read,) = watcher.finish_all()
+    assert read.data == b"still there"
+    assert read.result is not None
+    conn = read.result.conn
+    watcher.finish(watcher.write(conn, b"indeed"))
+    assert receive_exactly(peer, 6) == b"indeed"
+
+
+def test_a_forgotten_connection_first_finishes_its_writes(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    def submit() -> None:
+        conn, _ = pairs.tcp()
+        for number in range(100):
+            watcher.write(conn, b"%02d" % number)
+
+    submit()
+    watcher.finish_all()
+    gc.collect()
+    (peer,) = pairs.sockets()
+    assert receive_exactly(peer, 200) == b"".join(b"%02d" % number for number in range(100))
+    assert peer.recv(1) == b""
+
+
+def test_a_connection_in_a_reference_cycle_is_closed(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    class Session:
+        def __init__(self) -> None:
+            self.conn, self.peer = pairs.tcp()
+            self.me = self
+
+    peer = Session().peer
+    (session,) = (found for found in gc.get_objects() if isinstance(found, Session))
+    watcher.finish(watcher.write(session.conn, b"x"))
+    assert receive_exactly(peer, 1) == b"x"
+    del session
+    gc.collect()
+    assert peer.recv(1) == b""
+
+
+def test_freed_connections_are_not_counted_as_forgotten(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    def use() -> None:
+        conn, _ = pairs.tcp()
+        watcher.finish(watcher.write(conn, b"x"))
+        watcher.free(conn)
+
+    use()
+    gc.collect()
+    (peer,) = pairs.sockets()
+    assert peer.recv(2) == b"x"
+    assert peer.recv(1) == b""
+    assert watcher.watcher.stats().gc_found == 0
+
+
+# It is the caller's fault, and a watcher may say so.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+class TestForgottenWatcher:
+    def test_it_goes_away_with_its_thread_and_its_connections(self, backend: Name, pairs: Pairs) -> None:
+        threads = threading.active_count()
+        conn, peer = pairs.tcp()
+        watcher = gaio.Watcher(backend=backend)
+        watcher.write(conn, b"x")
+        assert len(watcher.wait_io(60)) == 1
+        assert receive_exactly(peer, 1) == b"x"
+        del watcher
+        gc.collect()
+        assert peer.recv(1) == b""
+        wait_until(lambda: threading.active_count() == threads, "the thread of the watcher to end")
+
+    def test_it_goes_away_with_requests_pending(self, backend: Name, pairs: Pairs) -> None:
+        threads = threading.active_count()
+        conn, peer = pairs.tcp(buffers=8192)
+        buffer = bytearray(10)
+        watcher = gaio.Watcher(backend=backend)
+        watcher.read(conn, buffer, timeout=3600)
+        watcher.write(conn, bytes(1 << 20))
+        assert watcher.wait_io(0) == []
+        del watcher
+        gc.collect()
+        while peer.recv(65536):
+            pass
+        wait_until(lambda: threading.active_count() == threads, "the thread of the watcher to end")
+        gc.collect()
+        buffer.append(1)  # nothing holds the buffer any more
+
+    def test_many_of_them(self, backend: Name, pairs: Pairs) -> None:
+        for _ in range(50):
+            conn, peer = pairs.unix()
+            gaio.Watcher(backend=backend).read(conn)
+            del conn
+            gc.collect()
+            assert peer.recv(1) == b""

@@ -1,0 +1,380 @@
+"""Wrong use is refused where the caller stands, with a sentence that says what to do; nothing is lost or leaked by it."""
+
+from __future__ import annotations
+
+import array
+import math
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gaio
+import pytest
+
+from tests.accounting import AccountedWatcher, MakeWatcher
+from tests.backends import Name
+from tests.peers import Pairs, receive_exactly
+
+SUBMITTING: dict[str, Callable[[gaio.Watcher, Any], None]] = {
+    "read into the arena": lambda watcher, conn: watcher.read(conn),
+    "read": lambda watcher, conn: watcher.read(conn, bytearray(10)),
+    "read_full": lambda watcher, conn: watcher.read_full(conn, bytearray(10)),
+    "write": lambda watcher, conn: watcher.write(conn, b"x"),
+    "vectored write": lambda watcher, conn: watcher.write(conn, [b"x", b"y"]),
+}
+
+
+@pytest.fixture
+def unharmed(watcher: AccountedWatcher, pairs: Pairs) -> Iterator[gaio.Watcher]:
+    """A watcher that, after the test has misused it, holds nothing of the refused calls and still works."""
+    conn, peer = pairs.tcp()
+    yield watcher.watcher
+    assert watcher.wait(0) == []
+    stats = watcher.watcher.stats()
+    assert (stats.conns, stats.pending, stats.completions) == (0, 0, 0)
+    read = watcher.read(conn)
+    peer.sendall(b"x")
+    watcher.finish(read, watcher.write(conn, b"y"))
+    assert read.data == b"x"
+    assert receive_exactly(peer, 1) == b"y"
+
+
+class WithoutFileno:
+    def close(self) -> None:
+        raise AssertionError("closed, though it was refused")
+
+
+class WithoutClose:
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+
+class FilenoOfAnotherKind:
+    def fileno(self) -> str:
+        return "3"
+
+    def close(self) -> None:
+        raise AssertionError("closed, though it was refused")
+
+
+class Slotted:
+    """Has everything but a place for weak references."""
+
+    __slots__ = ("sock",)
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def assert_helpful(error: BaseException, *words: str) -> None:
+    """A sentence, not a word; and it speaks of what is to be done."""
+    message = str(error)
+    assert len(message.split()) >= 4, f"too short to help: {message!r}"
+    assert any(word in message for word in words), f"{message!r} mentions none of {words}"
+
+
+@pytest.mark.parametrize("submit", SUBMITTING.values(), ids=SUBMITTING)
+class TestConn:
+    @pytest.mark.parametrize("conn", [None, 7, "socket", b"", Ellipsis], ids=repr)
+    def test_what_is_no_connection(
+        self, unharmed: gaio.Watcher, submit: Callable[[gaio.Watcher, Any], None], conn: object
+    ) -> None:
+        with pytest.raises(gaio.UnsupportedConnError) as caught:
+            submit(unharmed, conn)
+        assert isinstance(caught.value, TypeError)
+        assert_helpful(caught.value, "socket", "fileno()")
+
+    def test_an_object_without_fileno(
+        self, unharmed: gaio.Watcher, submit: Callable[[gaio.Watcher, Any], None]
+    ) -> None:
+        with pytest.raises(gaio.UnsupportedConnError) as caught:
+            submit(unharmed, WithoutFileno())
+        assert_helpful(caught.value, "fileno()")
+
+    def test_an_object_whose_fileno_is_no_number(
+        self, unharmed: gaio.Watcher, submit: Callable[[gaio.Watcher, Any], None]
+    ) -> None:
+        with pytest.raises(gaio.UnsupportedConnError) as caught:
+            submit(unharmed, FilenoOfAnotherKind())
+        assert_helpful(caught.value, "fileno()")
+
+    def test_an_object_without_close(
+        self, unharmed: gaio.Watcher, pairs: Pairs, submit: Callable[[gaio.Watcher, Any], None]
+    ) -> None:
+        conn, _ = pairs.tcp()
+        pairs.also_close(conn)
+        with pytest.raises(gaio.UnsupportedConnError) as caught:
+            submit(unharmed, WithoutClose(conn))
+        assert_helpful(caught.value, "close()")
+        assert conn.fileno() != -1
+
+    def test_an_object_that_cannot_be_referred_to_weakly(
+        self, unharmed: gaio.Watcher, pairs: Pairs, submit: Callable[[gaio.Watcher, Any], None]
+    ) -> None:
+        conn, peer = pairs.tcp()
+        pairs.also_close(conn)
+        with pytest.raises(gaio.UnsupportedConnError) as caught:
+            submit(unharmed, Slotted(conn))
+        assert_helpful(caught.value, "weak", "__weakref__")
+        conn.sendall(b"untouched")
+        assert receive_exactly(peer, 9) == b"untouched"
+
+    def test_a_closed_socket(
+        self, unharmed: gaio.Watcher, pairs: Pairs, submit: Callable[[gaio.Watcher, Any], None]
+    ) -> None:
+        conn, _ = pairs.tcp()
+        conn.close()
+        with pytest.raises(gaio.UnsupportedConnError) as caught:
+            submit(unharmed, conn)
+        assert_helpful(caught.value, "closed")
+
+    def test_a_closed_file(
+        self, unharmed: gaio.Watcher, pairs: Pairs, submit: Callable[[gaio.Watcher, Any], None]
+    ) -> None:
+        conn, _ = pairs.pipe_to_read()
+        conn.close()
+        with pytest.raises(gaio.UnsupportedConnError) as caught:
+            submit(unharmed, conn)
+        assert_helpful(caught.value, "closed")
+
+    def test_a_descriptor_that_is_not_open(
+        self, unharmed: gaio.Watcher, pairs: Pairs, submit: Callable[[gaio.Watcher, Any], None]
+    ) -> None:
+        """Closed behind the back of its object."""
+        conn, _ = pairs.tcp()
+        number = conn.fileno()
+        os.close(number)
+        with pytest.raises((gaio.UnsupportedConnError, OSError)) as caught:
+            submit(unharmed, conn)
+        conn.detach()
+        assert_helpful(caught.value, "closed", "not open", "Bad file descriptor")
+
+    def test_a_listening_socket(
+        self, unharmed: gaio.Watcher, pairs: Pairs, submit: Callable[[gaio.Watcher, Any], None]
+    ) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            with pytest.raises(gaio.UnsupportedConnError) as caught:
+                submit(unharmed, listener)
+            assert_helpful(caught.value, "accept")
+            with socket.create_connection(listener.getsockname()):
+                listener.accept()[0].close()  # it still listens
+
+    def test_a_socket_that_is_not_connected(
+        self, unharmed: gaio.Watcher, submit: Callable[[gaio.Watcher, Any], None]
+    ) -> None:
+        with socket.socket() as sock, socket.create_server(("127.0.0.1", 0)) as listener:
+            with pytest.raises(gaio.UnsupportedConnError) as caught:
+                submit(unharmed, sock)
+            assert_helpful(caught.value, "connect")
+            sock.connect(listener.getsockname())  # it is still the caller's
+            listener.accept()[0].close()
+
+    def test_a_regular_file(self, unharmed: gaio.Watcher, submit: Callable[[gaio.Watcher, Any], None]) -> None:
+        """epoll refuses what is always ready: epoll_ctl(2), EPERM."""
+        with tempfile.TemporaryFile(buffering=0) as file:
+            with pytest.raises(gaio.UnsupportedConnError) as caught:
+                submit(unharmed, file)
+            assert_helpful(caught.value, "file", "poll")
+            file.write(b"still open")
+            file.seek(0)
+            assert file.read() == b"still open"
+
+    def test_a_directory(
+        self, unharmed: gaio.Watcher, tmp_path: Path, submit: Callable[[gaio.Watcher, Any], None]
+    ) -> None:
+        class Directory:
+            number = os.open(tmp_path, os.O_RDONLY)
+
+            def fileno(self) -> int:
+                return self.number
+
+            def close(self) -> None:
+                raise AssertionError("closed, though it was refused")
+
+        directory = Directory()
+        with pytest.raises(gaio.UnsupportedConnError) as caught:
+            submit(unharmed, directory)
+        assert_helpful(caught.value, "file", "poll")
+        os.close(directory.number)
+
+    def test_refusing_a_thousand_times_leaks_nothing(
+        self, unharmed: gaio.Watcher, submit: Callable[[gaio.Watcher, Any], None]
+    ) -> None:
+        with tempfile.TemporaryFile(buffering=0) as file, socket.socket() as sock:
+            for conn in (file, sock) * 500:
+                with pytest.raises(gaio.UnsupportedConnError):
+                    submit(unharmed, conn)
+
+
+def check_refused(
+    watcher: gaio.Watcher,
+    pairs: Pairs,
+    submit: Callable[[Any], None],
+    errors: type[Exception] | tuple[type[Exception], ...],
+    *words: str,
+) -> None:
+    """The call is refused, and the connection it came with is still the caller's, as good as before."""
+    conn, peer = pairs.tcp()
+    pairs.also_close(conn)
+    with pytest.raises(errors) as caught:
+        submit(conn)
+    assert_helpful(caught.value, *words)
+    conn.sendall(b"untouched")
+    assert receive_exactly(peer, 9) == b"untouched"
+
+
+BAD_BUFFER = (BufferError, TypeError)
+
+NOT_WRITABLE: dict[str, Any] = {
+    "bytes": b"constant",
+    "read-only memoryview": memoryview(b"constant"),
+}
+NO_BUFFER: dict[str, Any] = {"str": "text", "int": 7, "list": [bytearray(5)], "object": object()}
+NOT_CONTIGUOUS: dict[str, Any] = {
+    "every second byte": memoryview(bytearray(10))[::2],
+    "backwards": memoryview(bytearray(10))[::-1],
+}
+EMPTY: dict[str, Any] = {"bytearray": bytearray(), "memoryview": memoryview(bytearray(5))[5:], "array": array.array("B")}
+
+
+@pytest.mark.parametrize("call", ["read", "read_full"])
+class TestBufferToRead:
+    def submit(self, watcher: gaio.Watcher, call: str, buffer: Any) -> Callable[[Any], None]:
+        return lambda conn: getattr(watcher, call)(conn, buffer)
+
+    @pytest.mark.parametrize("buffer", NOT_WRITABLE.values(), ids=NOT_WRITABLE)
+    def test_read_only(self, unharmed: gaio.Watcher, pairs: Pairs, call: str, buffer: Any) -> None:
+        check_refused(unharmed, pairs, self.submit(unharmed, call, buffer), BAD_BUFFER, "bytearray", "writable")
+
+    @pytest.mark.parametrize("buffer", NO_BUFFER.values(), ids=NO_BUFFER)
+    def test_no_buffer_at_all(self, unharmed: gaio.Watcher, pairs: Pairs, call: str, buffer: Any) -> None:
+        check_refused(unharmed, pairs, self.submit(unharmed, call, buffer), TypeError, "bytearray", "buffer")
+
+    @pytest.mark.parametrize("buffer", NOT_CONTIGUOUS.values(), ids=NOT_CONTIGUOUS)
+    def test_not_contiguous(self, unharmed: gaio.Watcher, pairs: Pairs, call: str, buffer: Any) -> None:
+        check_refused(unharmed, pairs, self.submit(unharmed, call, buffer), BAD_BUFFER, "contiguous")
+
+    @pytest.mark.parametrize("buffer", EMPTY.values(), ids=EMPTY)
+    def test_empty(self, unharmed: gaio.Watcher, pairs: Pairs, call: str, buffer: Any) -> None:
+        submit = self.submit(unharmed, call, buffer)
+        check_refused(unharmed, pairs, submit, gaio.EmptyBufferError, "empty", "byte")
+
+
+def test_read_full_needs_a_buffer(unharmed: gaio.Watcher, pairs: Pairs) -> None:
+    wrong: Any = None
+    check_refused(unharmed, pairs, lambda conn: unharmed.read_full(conn, wrong), TypeError, "buffer", "bytearray")
+
+
+class TestBufferToWrite:
+    @pytest.mark.parametrize("buffer", ["text", ["text"], [b"bytes", "text"]], ids=repr)
+    def test_text(self, unharmed: gaio.Watcher, pairs: Pairs, buffer: Any) -> None:
+        check_refused(unharmed, pairs, lambda conn: unharmed.write(conn, buffer), TypeError, "encode", "bytes")
+
+    @pytest.mark.parametrize("buffer", [None, 7, 1.5, Ellipsis, [None], [b"bytes", 7], {1: b"x"}], ids=str)
+    def test_no_buffer(self, unharmed: gaio.Watcher, pairs: Pairs, buffer: Any) -> None:
+        check_refused(unharmed, pairs, lambda conn: unharmed.write(conn, buffer), TypeError, "bytes", "buffer")
+
+    @pytest.mark.parametrize("buffer", [*NOT_CONTIGUOUS.values(), [b"x", NOT_CONTIGUOUS["backwards"]]])
+    def test_not_contiguous(self, unharmed: gaio.Watcher, pairs: Pairs, buffer: Any) -> None:
+        check_refused(unharmed, pairs, lambda conn: unharmed.write(conn, buffer), BAD_BUFFER, "contiguous")
+
+    @pytest.mark.parametrize("buffer", [b"", *EMPTY.values(), [], (), [b""], [b"", bytearray()]])
+    def test_empty(self, unharmed: gaio.Watcher, pairs: Pairs, buffer: Any) -> None:
+        submit: Callable[[Any], None] = lambda conn: unharmed.write(conn, buffer)  # noqa: E731
+        check_refused(unharmed, pairs, submit, gaio.EmptyBufferError, "empty", "byte")
+
+
+BAD_TIMEOUTS: dict[str, tuple[Any, tuple[type[Exception], ...]]] = {
+    "nan": (math.nan, (ValueError,)),
+    "inf": (math.inf, (ValueError,)),
+    "negative": (-1, (ValueError,)),
+    "a little negative": (-1e-9, (ValueError,)),
+    "text": ("1", (TypeError,)),
+    "object": (object(), (TypeError,)),
+    "complex": (1j, (TypeError,)),
+}
+
+
+@pytest.mark.parametrize(("timeout", "errors"), BAD_TIMEOUTS.values(), ids=BAD_TIMEOUTS)
+class TestTimeout:
+    @pytest.mark.parametrize("call", ["read", "read_full", "write"])
+    def test_of_a_request(
+        self, unharmed: gaio.Watcher, pairs: Pairs, call: str, timeout: Any, errors: tuple[type[Exception], ...]
+    ) -> None:
+        submit: Callable[[Any], None] = lambda conn: getattr(unharmed, call)(conn, bytearray(1), timeout=timeout)  # noqa: E731
+        check_refused(unharmed, pairs, submit, errors, "timeout")
+
+    def test_of_wait_io(self, unharmed: gaio.Watcher, timeout: Any, errors: tuple[type[Exception], ...]) -> None:
+        with pytest.raises(errors) as caught:
+            unharmed.wait_io(timeout)
+        assert_helpful(caught.value, "timeout")
+
+
+@pytest.mark.parametrize("wrong", [None, 7, Ellipsis], ids=repr)
+def test_freeing_what_is_no_connection(unharmed: gaio.Watcher, wrong: Any) -> None:
+    with pytest.raises(gaio.UnsupportedConnError) as caught:
+        unharmed.free(wrong)
+    assert_helpful(caught.value, "close()", "socket")
+
+
+def test_an_unknown_backend() -> None:
+    wrong: Any = "select"
+    with pytest.raises(ValueError) as caught:
+        gaio.Watcher(backend=wrong)
+    assert_helpful(caught.value, "epoll")
+    assert "select" in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [7, b"epoll", True, Ellipsis], ids=repr)
+def test_a_backend_that_is_no_name(wrong: Any) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        gaio.Watcher(backend=wrong)
+    assert_helpful(caught.value, "epoll")
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "65536", 1.5, None], ids=repr)
+def test_a_swap_size_that_is_no_size(backend: Name, wrong: Any) -> None:
+    with pytest.raises((TypeError, ValueError)) as caught:
+        gaio.Watcher(swap_size=wrong, backend=backend)
+    assert_helpful(caught.value, "swap_size")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be bound to a CPU here")
+class TestCpu:
+    @pytest.mark.parametrize("cpu", [-1, 100_000, 1 << 40])
+    def test_that_is_not_there(self, unharmed: gaio.Watcher, cpu: int) -> None:
+        with pytest.raises(gaio.InvalidCPUError) as caught:
+            unharmed.set_affinity(cpu)
+        assert_helpful(caught.value, "CPU", "cpu")
+
+    @pytest.mark.parametrize("cpu", ["0", None, 0.5])
+    def test_that_is_no_number(self, unharmed: gaio.Watcher, cpu: Any) -> None:
+        with pytest.raises((TypeError, gaio.InvalidCPUError)) as caught:
+            unharmed.set_affinity(cpu)
+        assert_helpful(caught.value, "CPU", "cpu")
+
+
+def test_arguments_by_position_that_must_be_named(make_watcher: MakeWatcher, pairs: Pairs) -> None:
+    """A timeout in the place of a context would go unnoticed."""
+    watcher: Any = make_watcher().watcher
+    conn, _ = pairs.tcp()
+    pairs.also_close(conn)
+    with pytest.raises(TypeError):
+        watcher.read(conn, bytearray(1), 5)
+    with pytest.raises(TypeError):
+        watcher.write(conn, b"x", 5)
+    with pytest.raises(TypeError):
+        gaio.Watcher(65536)  # type: ignore[call-arg]  # the very mistake under test
+    assert conn.fileno() != -1

@@ -1,0 +1,112 @@
+"""What every test runs under: leaks are counted, warnings are errors, and a failed type check is a failed item."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+from collections.abc import Generator, Iterator
+
+import pytest
+
+import gaio
+from tests import backends, leaks
+from tests.accounting import AccountedWatcher, MakeWatcher
+from tests.peers import Pairs
+from tests.waiting import wait_until
+
+_failed = pytest.StashKey[bool]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Thousands of connections, each with both ends in this process. macOS refuses more than OPEN_MAX, whatever
+    # the hard limit says; more than 20,000 is never needed.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 20_000 if hard == resource.RLIM_INFINITY else min(hard, 20_000)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+class FailedCheck(pytest.Item):
+    """A check that `python3 -m tests` ran before pytest, and that failed."""
+
+    def runtest(self) -> None:
+        pytest.fail(f"{self.name} failed; its report stands above pytest's", pytrace=False)
+
+    def reportinfo(self) -> tuple[str, int | None, str]:
+        return str(self.path), None, self.name
+
+
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+    names = os.environ.get("GAIO_TEST_FAILED_CHECKS", "")
+    checks: list[pytest.Item] = [FailedCheck.from_parent(session, name=name) for name in names.split(",") if name]
+    items += checks  # last, so that -x stops at a test rather than here
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[_failed] = True
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every descriptor and every thread a test made is gone when it ends."""
+    monkeypatch.delenv("GAIO_BACKEND", raising=False)
+    gc.collect()
+    before = leaks.in_use()
+    yield
+    if request.node.stash.get(_failed, False):
+        return  # the traceback keeps what the test made alive
+    gc.collect()
+    try:
+        # A thread that was told to stop, and the descriptors it closes, may need a moment.
+        wait_until(lambda: not leaks.in_use().since(before), "leaks to go away", seconds=10)
+    except AssertionError:
+        pytest.fail("\n".join(leaks.in_use().since(before)), pytrace=False)
+
+
+@pytest.fixture(params=backends.under_test())
+def backend(request: pytest.FixtureRequest) -> backends.Name:
+    """Each backend in turn. One that should work here fails when it does not; any other is skipped, visibly."""
+    name: backends.Name = request.param
+    offered = backends.offered()
+    if name not in offered:
+        pytest.fail(f"gaio.backends() does not name {name}, which must work here")
+    if not offered[name].available:
+        message = f"{name}: {offered[name].reason}"
+        if name in backends.required():
+            pytest.fail(f"must work here, but does not: {message}")
+        pytest.skip(message)
+    return name
+
+
+@pytest.fixture
+def make_watcher(backend: backends.Name, request: pytest.FixtureRequest) -> Iterator[MakeWatcher]:
+    """Makes accounted watchers on the backend under test; their books are checked when the test ends."""
+    made: list[AccountedWatcher] = []
+
+    def make(swap_size: int = 65536) -> AccountedWatcher:
+        accounted = AccountedWatcher(gaio.Watcher(swap_size=swap_size, backend=backend))
+        made.append(accounted)
+        return accounted
+
+    yield make
+    for accounted in made:
+        if request.node.stash.get(_failed, False):
+            accounted.watcher.close()
+        else:
+            accounted.close_and_check()
+
+
+@pytest.fixture
+def watcher(make_watcher: MakeWatcher) -> AccountedWatcher:
+    return make_watcher()
+
+
+@pytest.fixture
+def pairs() -> Iterator[Pairs]:
+    made = Pairs()
+    yield made
+    made.close()

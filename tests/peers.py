@@ -1,0 +1,132 @@
+"""The other end of a connection: sockets, pipes and terminals of the standard library, independent of gaio."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import random
+import socket
+import struct
+import weakref
+from typing import IO, Protocol
+
+from tests.waiting import LIMIT
+
+
+class Closable(Protocol):
+    def fileno(self) -> int: ...
+    def close(self) -> object: ...
+
+
+@functools.lru_cache(maxsize=4)
+def pattern(size: int, seed: int = 0) -> bytes:
+    """Bytes that do not repeat, so that a lost, doubled or moved one shows."""
+    return random.Random(seed).randbytes(size)
+
+
+def receive_exactly(sock: socket.socket, size: int) -> bytes:
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        count = sock.recv_into(view)
+        assert count, f"the stream ended {len(view)} bytes early"
+        view = view[count:]
+    return bytes(data)
+
+
+def receive_until_eof(sock: socket.socket) -> bytes:
+    parts = []
+    while part := sock.recv(1 << 20):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def reset(sock: socket.socket) -> None:
+    """Close so that the other end sees a reset: socket(7), SO_LINGER with a time of zero."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+class Pairs:
+    """Makes connected pairs `(conn, peer)`: conn to be handed to a watcher, peer to be used by the test.
+
+    Every peer has a time limit, so that no test waits for ever. All are closed with the pairs; conns are held
+    weakly, so that a test may forget them.
+    """
+
+    def __init__(self) -> None:
+        self._peers: list[Closable] = []
+        self._conns: list[weakref.ref[Closable]] = []
+
+    def _keep(self, conn: Closable, peer: Closable) -> None:
+        if isinstance(peer, socket.socket):
+            peer.settimeout(LIMIT)
+        self._conns.append(weakref.ref(conn))
+        self._peers.append(peer)
+
+    def tcp(self, family: socket.AddressFamily = socket.AF_INET, *, buffers: int = 0) -> tuple[socket.socket, socket.socket]:
+        """A TCP connection over loopback; with `buffers`, its kernel buffers are about that small on both ends."""
+        host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
+        with socket.socket(family) as listener, contextlib.ExitStack() as undo:
+            if buffers:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
+            listener.bind((host, 0))
+            listener.listen()
+            peer = undo.enter_context(socket.socket(family))
+            if buffers:
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
+                peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
+            peer.connect(listener.getsockname())
+            conn, _ = listener.accept()
+            undo.pop_all()
+        for end in (conn, peer):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._keep(conn, peer)
+        return conn, peer
+
+    def unix(self, kind: socket.SocketKind = socket.SOCK_STREAM) -> tuple[socket.socket, socket.socket]:
+        conn, peer = socket.socketpair(socket.AF_UNIX, kind)
+        self._keep(conn, peer)
+        return conn, peer
+
+    def udp(self) -> tuple[socket.socket, socket.socket]:
+        """Two UDP sockets, each connected to the other."""
+        conn = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._keep(conn, peer)
+        for end in (conn, peer):
+            end.bind(("127.0.0.1", 0))
+        conn.connect(peer.getsockname())
+        peer.connect(conn.getsockname())
+        return conn, peer
+
+    def pipe_to_read(self) -> tuple[IO[bytes], IO[bytes]]:
+        """A pipe whose reading end is the conn."""
+        reading, writing = os.pipe()
+        conn, peer = os.fdopen(reading, "rb", buffering=0), os.fdopen(writing, "wb", buffering=0)
+        self._keep(conn, peer)
+        return conn, peer
+
+    def pipe_to_write(self) -> tuple[IO[bytes], IO[bytes]]:
+        """A pipe whose writing end is the conn."""
+        reading, writing = os.pipe()
+        conn, peer = os.fdopen(writing, "wb", buffering=0), os.fdopen(reading, "rb", buffering=0)
+        self._keep(conn, peer)
+        return conn, peer
+
+    def sockets(self) -> list[socket.socket]:
+        """The peers made so far that are sockets, in order."""
+        return [peer for peer in self._peers if isinstance(peer, socket.socket)]
+
+    def also_close(self, *others: Closable) -> None:
+        self._peers.extend(others)
+
+    def close(self) -> None:
+        for reference in self._conns:
+            conn = reference()
+            if conn is not None:
+                conn.close()
+        for peer in self._peers:
+            peer.close()
