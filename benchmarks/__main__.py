@@ -1,6 +1,7 @@
 """`python3 -m benchmarks`: gaio beside its peers, in one go. Writes JSON, a Markdown page and plots."""
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -222,6 +223,8 @@ def main() -> int:
     if options.earlier:
         write(report.load_results(options.earlier), options.results)
         return 0
+    # `kill` and `timeout` end a run like Ctrl-C does: no server is left behind, and the results are written.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run = Run(options)
     try:
         run.everything()
