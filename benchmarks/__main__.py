@@ -226,12 +226,14 @@ def main() -> int:
     # `kill` and `timeout` end a run like Ctrl-C does: no server is left behind, and the results are written.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run = Run(options)
+    complete = True
     try:
         run.everything()
     except KeyboardInterrupt:
         print("\ninterrupted; what has been measured is kept")
+        complete = False
     write(run.results, options.results)
-    return 0
+    return 0 if complete and not any(sample.failure for sample in run.results.samples) else 1
 
 
 if __name__ == "__main__":
