@@ -211,16 +211,20 @@ class Loop:
         return taken
 
     def step_aside(self) -> None:
-        """An exception comes out of wait_io(): let go of the watch, if this thread has it."""
+        """An exception comes out of wait_io() or close(): let go of the watch, if this thread has it."""
         self.wanted = False
         self.visits += 1
         try:
-            while True:
-                if self.inside == threading.get_ident():
-                    self.inside = 0
-                self.watch.release()
-        except RuntimeError:
-            pass  # not, or no longer, this thread's
+            if self.cut_short and self.inside == threading.get_ident():
+                self.backend.settle()  # errno is this thread's own
+        finally:
+            try:
+                while True:
+                    if self.inside == threading.get_ident():
+                        self.inside = 0
+                    self.watch.release()
+            except RuntimeError:
+                pass  # not, or no longer, this thread's
 
     # --- the watcher thread ---------------------------------------------------------------------------------
 

@@ -365,8 +365,15 @@ class Watcher:
             loop.ask_to_close()
         if loop.inside == threading.get_ident():
             return
-        with loop.watch:
+        try:
+            loop.watch.acquire()
+            loop.inside = threading.get_ident()
             loop.shut()
+            loop.inside = 0
+            loop.watch.release()
+        except BaseException:
+            loop.step_aside()
+            raise
         loop.thread.join()
 
     @property

@@ -18,7 +18,8 @@ Facts about interruption
     An attempt can be cut short between any two bytecodes. What recv(2) returned is by then in `_returned`, put
     there by C code; `_conclude` turns it into a result, and doing it twice changes nothing: the view and the
     arena's fill are computed from the start of the attempt, and `completed` takes a request only once.
-    A call that returned -1 moved nothing; if its errno was lost with the interruption, it is simply made again.
+    A call that returned -1 moved nothing and could be made again, but the kernel tells an error of the connection
+    only once; so settle(), which is called first in the thread that was interrupted, still finds it in errno.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ READY_FOR_GOOD = 2  # the end, an error or urgent data was told: only EAGAIN tak
 
 _EAGAIN = -errno.EAGAIN
 _ECANCELED = -errno.ECANCELED
+_MADE_AGAIN = (0, errno.EAGAIN, errno.EINTR, errno.ENOBUFS)  # errors that say nothing about the connection
 _ENOBUFS = -errno.ENOBUFS
 ENOBUFS_PAUSE = 0.010  # seconds until a write that met ENOBUFS is tried again
 
@@ -120,16 +122,16 @@ class ReadinessBackend:
         else:
             self._try_read(request, queue)
         if queue.waiting is request:
-            request._result = _ECANCELED
-            if not (self.completed and self.completed[-1] is request):
-                self.completed.append(request)
-            queue.waiting = None
+            self._bring_back(request, queue, _ECANCELED)
 
     def settle(self) -> list[Any]:
         request: Any = self._attempted
         if request is not None:
+            error = ctypes.get_errno()
             if self._returned and self._returned[0] >= 0:
                 self._conclude(request, request._queue)
+            elif self._returned and error not in _MADE_AGAIN:
+                self._bring_back(request, request._queue, -error)
             self._returned.clear()
             self._attempted = None
         return []  # nothing is ever left with the kernel
@@ -261,9 +263,9 @@ class ReadinessBackend:
 
     def _bring_back(self, request: Any, queue: Any, result: int) -> None:
         request._result = result
+        queue.waiting = None  # before it is in `completed`: an edge must not start an attempt for what is finished
         completed = self.completed
         if not (completed and completed[-1] is request):
             completed.append(request)
-        queue.waiting = None
         self._returned.clear()
         self._attempted = None
