@@ -1,0 +1,100 @@
+"""Every Python block of the documentation runs, and every name it has to explain is there."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+import gaio
+from tests import child
+from tests.backends import Name
+from tests.docs.pages import PAGES, Program, programs
+from tests.environment import ROOT
+from tests.peers import pattern, receive_until_eof
+from tests.server_process import PYTHON, listening
+
+# What Go's gaio exports: its functions and methods, the fields of OpResult, its errors.
+NAMES_IN_GO = {
+    *(
+        "NewWatcher",
+        "NewWatcherSize",
+        "Read",
+        "ReadTimeout",
+        "ReadFull",
+        "Write",
+        "WriteTimeout",
+        "Free",
+        "WaitIO",
+    ),
+    *("Close", "SetLoopAffinity", "SetPollerAffinity", "GetGC"),
+    *("OpResult.Operation", "OpResult.Conn", "OpResult.IsSwapBuffer", "OpResult.Buffer", "OpResult.Size"),
+    *("OpResult.Error", "OpResult.Context"),
+    *(
+        "ErrUnsupported",
+        "ErrNoRawConn",
+        "ErrWatcherClosed",
+        "ErrPollerClosed",
+        "ErrConnClosed",
+        "ErrDeadline",
+    ),
+    *("ErrEmptyBuffer", "ErrCPUID"),
+}
+
+
+def by_name(program: Program) -> str:
+    return program.name
+
+
+@pytest.mark.parametrize("program", [p for p in programs() if not p.is_server], ids=by_name)
+def test_snippets_do_what_they_say(backend: Name, program: Program) -> None:
+    """They say so by assert; what they print is for the reader."""
+    child.output_of(program.code, GAIO_BACKEND=backend)
+
+
+@pytest.mark.parametrize("program", [p for p in programs() if p.is_server], ids=by_name)
+def test_servers_echo(program: Program) -> None:
+    with listening(*PYTHON, "-c", program.code) as server:
+        for seed in range(3):
+            with server.client() as client:
+                client.sendall(pattern(1000, seed))
+                client.shutdown(socket.SHUT_WR)
+                assert receive_until_eof(client) == pattern(1000, seed)
+        _, complaints = server.stop(signal.SIGINT)
+    assert re.sub("^Traceback.*^KeyboardInterrupt\n", "", complaints, flags=re.DOTALL | re.MULTILINE) == ""
+
+
+def test_the_front_page_begins_with_a_server() -> None:
+    first = next(programs())
+    assert first.page == ROOT / "README.md"
+    assert first.is_server
+    assert len(first.code.strip().splitlines()) <= 20
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_the_table_from_go_has_every_name() -> None:
+    rows = re.findall(r"^\| (`[^|]+) \| `", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    explained = {name for row in rows for name in re.findall(r"`([\w.]+)", row)}
+    assert NAMES_IN_GO - explained == set()
+
+
+def test_every_file_is_named_in_the_design() -> None:
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    files = {path.name for path in (ROOT / "gaio").rglob("*.py")} - {"__init__.py"}
+    assert [name for name in sorted(files) if name not in text] == []
+
+
+def test_every_public_name_is_explained() -> None:
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    methods = [name for name in dir(gaio.Watcher) if not name.startswith("_")]
+    fields = [name for name in (*gaio.OpResult.__slots__, "is_swap_buffer") if not name.startswith("_")]
+    names = [*gaio.__all__, *methods, *fields, *gaio.Stats._fields]
+    assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []

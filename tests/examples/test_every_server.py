@@ -1,0 +1,94 @@
+"""What every server among the examples does: it starts and stops cleanly, and survives its clients."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from contextlib import ExitStack
+
+import pytest
+
+from tests.backends import Name
+from tests.peers import reset
+from tests.server_process import output_of_failure, running
+from tests.waiting import wait_until
+
+SERVERS = ("examples.echo_server", "examples.push_server")
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM], ids=lambda by: by.name)
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_signal_stops_it_cleanly(backend: Name, server: str, by: signal.Signals) -> None:
+    """With a client connected, which sees the end of its connection."""
+    with running(server, "--backend", backend) as program, program.client() as client:
+        client.sendall(b"x")
+        assert client.recv(1)
+        assert program.stop(by) == (0, "")
+        try:
+            while client.recv(65536):
+                pass
+        except ConnectionResetError:
+            pass  # bytes of this client had not been read
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_signal_stops_it_before_the_first_client(server: str) -> None:
+    with running(server) as program:
+        assert program.stop(signal.SIGTERM) == (0, "")
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_ctrl_c_stops_it_though_a_shell_had_it_ignored(server: str) -> None:
+    """As shells do for what they start in the background."""
+    with running(server, under=("/bin/sh", "-c", "trap '' INT; exec \"$@\"", "sh")) as program:
+        assert program.stop(signal.SIGINT) == (0, "")
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_client_that_breaks_off_takes_nobody_along(backend: Name, server: str) -> None:
+    with running(server, "--backend", backend) as program, program.client() as other:
+        other.sendall(b"x")
+        assert other.recv(1)
+        for _ in range(20):
+            with program.client() as client:
+                client.sendall(b"x" * 1000)
+                reset(client)
+        other.sendall(b"x")
+        assert other.recv(1)
+
+
+def is_served(client: socket.socket) -> bool:
+    try:
+        client.sendall(b"x")
+        return client.recv(1) != b""
+    except (ConnectionResetError, BrokenPipeError):
+        return False
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_more_clients_than_descriptors(server: str) -> None:
+    """One too many is turned away; the others are served, and when they leave, there is room again."""
+    few = ("/bin/sh", "-c", 'ulimit -n 32; exec "$@"', "sh")
+    with running(server, under=few) as program:
+        with ExitStack() as clients:
+            crowd = 0
+            while is_served(clients.enter_context(program.client())):
+                crowd += 1
+            assert 16 < crowd < 32
+
+        def a_new_client_is_served() -> bool:
+            with program.client() as client:
+                return is_served(client)
+
+        wait_until(a_new_client_is_served, "room for a new client")
+        status, complaints = program.stop(signal.SIGINT)
+    assert status == 0
+    assert {line.partition("[")[2] for line in complaints.splitlines()} == {"Errno 24] Too many open files"}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_port_that_is_taken_is_told_in_one_line(server: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        complaints = output_of_failure(server, "--port", str(taken.getsockname()[1]))
+    assert complaints.startswith("cannot serve: ")
+    assert complaints.count("\n") == 1
