@@ -19,7 +19,7 @@ import weakref
 from typing import Any
 
 from gaio.errors import GaioError, UnsupportedConnError
-from gaio.platform import DATAGRAM, FILE, SOCKET, STREAM
+from gaio.platform import DATAGRAM, FILE, SEQPACKET, SOCKET, STREAM
 from gaio.result import OpResult
 
 
@@ -38,7 +38,9 @@ class RequestQueue:
         self.outbound = outbound
         self.head: OpResult | None = None
         self.tail: OpResult | None = None if connection.overtaken is None else NO_MORE
-        self.ready = 1 if outbound else 0  # for the backend: a fresh descriptor is taken for writable
+        # For the backend: a fresh descriptor is taken for writable. One that is not open for reading never becomes
+        # readable, so a file is tried at once and says so.
+        self.ready = 1 if outbound or connection.kind == FILE else 0
         self.waiting: Any = None  # for the backend
 
 
@@ -100,6 +102,8 @@ def kind_of(fd: int) -> int:
             raise UnsupportedConnError("conn is a listening socket: accept() from it and submit what that returns")
         if sock.type == socket.SOCK_DGRAM:
             return DATAGRAM
+        if sock.type == socket.SOCK_SEQPACKET:
+            return SEQPACKET
         if sock.type != socket.SOCK_STREAM or sock.family not in (socket.AF_INET, socket.AF_INET6):
             return SOCKET
         if _never_connected(sock):

@@ -88,8 +88,11 @@ class Loop:
         self.delegation = threading.RLock()  # one delegation at a time; re-entrant for signal handlers that submit
         self.doorbell = threading.Lock()  # held; released to end a tick of the watcher thread early
         self.doorbell.acquire()
+        # The threads that are in the middle of something here: a signal handler or a finalizer that runs in one of
+        # them may submit, but must not begin what waits for a lock that the thread itself holds. Entered before
+        # the lock is taken and left after it is let go.
+        self.inside: set[int] = set()
         # From here on, only for whoever has the watch.
-        self.inside = 0  # the identity of the thread that has it, for calls that come from within: see close()
         self.outbox: list[OpResult] = []
         self.delivery: list[OpResult] | None = None
         self.ready: list[OpResult] = []  # heads of queues, to be started
@@ -151,6 +154,14 @@ class Loop:
         if threading.current_thread() is not self.thread:
             self.thread.join()
 
+    def give_up(self, connection: Connection) -> None:
+        """A delegation failed after the backend was told of it: undone by whoever has the watch, as a free() is."""
+        if self.connections.get(connection.key) is connection:
+            del self.connections[connection.key]
+        self.inbox.append(Release(connection))
+        if self.sleeping:
+            self.rouse()
+
     # --- the consumer ---------------------------------------------------------------------------------------
 
     def harvest(self, timeout: float | None) -> list[OpResult]:
@@ -159,9 +170,10 @@ class Loop:
         The batch stays in `delivery` until wait_io() is about to return it.
         """
         deadline = None if timeout is None else monotonic() + timeout
-        if not self.watch.acquire(blocking=False) and not self.take_over(timeout):
-            return []
-        self.inside = threading.get_ident()
+        thread = threading.get_ident()
+        self.inside.add(thread)
+        if not self.watch.acquire(blocking=False):
+            self.take_over()
         if self.failure is not None:
             failure, self.failure = self.failure, None
             raise failure
@@ -186,6 +198,8 @@ class Loop:
                 timeout = deadline - monotonic()
                 if timeout <= 0:
                     break
+        if self.closed:
+            self.shut()
         batch = self.outbox
         if self.closed and not batch:
             raise WatcherClosedError("the watcher is closed and all its results have been delivered")
@@ -196,41 +210,50 @@ class Loop:
             self.completions += len(batch)
             self.batches += 1
         self.visits += 1
-        self.inside = 0
         self.watch.release()
+        self.inside.discard(thread)
         return batch
 
-    def take_over(self, timeout: float | None) -> bool:
-        """Ask the watcher thread for the watch and wait for it; False when `timeout` passes first."""
+    def take_over(self) -> None:
+        """Ask the watcher thread for the watch and wait for it.
+
+        Whatever the timeout of wait_io(): that is for I/O, and the thread lets go after the turn under way.
+        """
         self.wanted = True
         self.inbox.append(Release(None))
         if self.sleeping:
             self.rouse()
-        taken = self.watch.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+        self.watch.acquire()
         self.wanted = False
-        return taken
 
     def step_aside(self) -> None:
         """An exception comes out of wait_io() or close(): let go of the watch, if this thread has it."""
         self.wanted = False
         self.visits += 1
         try:
-            if self.cut_short and self.inside == threading.get_ident():
+            if self.watch.acquire(blocking=False) and self.cut_short:
                 self.backend.settle()  # errno is this thread's own
         finally:
             try:
                 while True:
-                    if self.inside == threading.get_ident():
-                        self.inside = 0
                     self.watch.release()
             except RuntimeError:
                 pass  # not, or no longer, this thread's
+            self.inside.discard(threading.get_ident())
 
     # --- the watcher thread ---------------------------------------------------------------------------------
 
     def run(self) -> None:
+        thread = threading.get_ident()
+        self.inside.add(thread)
+        try:
+            self.stand_in()
+        finally:
+            self.inside.discard(thread)  # the number may be another thread's next
+
+    def stand_in(self) -> None:
+        """Do the work whenever the consumer does not; return when the loop is closed."""
         while self.stand_by():
-            self.inside = threading.get_ident()
             try:
                 while not (self.wanted or self.closing):
                     self.turn(None)
@@ -239,7 +262,6 @@ class Loop:
             except Exception as error:
                 self.failure = error  # for the consumer, whatever it is
             finally:
-                self.inside = 0
                 self.watch.release()
             if self.closing:
                 return
@@ -474,7 +496,12 @@ class Loop:
             del self.leaving[connection]
 
     def shut(self) -> None:
-        """End everything: each request gets its result, each descriptor is closed. Whoever has the watch."""
+        """End everything: each request gets its result, each descriptor is closed. Whoever has the watch.
+
+        Does nothing when that is done, and goes on where an interruption cut it short.
+        """
+        if self.backend is CLOSED_BACKEND:
+            return
         if not self.closed:
             self.turn(0)
             self.cut_short = True  # until the end of these steps, which like those of a turn may be interrupted
@@ -487,13 +514,15 @@ class Loop:
             while self.descriptors:
                 self.turn(None)
             self.connections.clear()
-            # Who submits from now on finds `sleeping` set and looks whether it came too late; who did before
-            # is in the inbox, and admit() answers each with the error.
-            self.sleeping = True
-            self.cut_short = True
-            self.admit(self.inbox.copy())
-            self.cut_short = False
             self.closed = True
+        elif self.cut_short:
+            self.recover()
+        # Who submits from now on finds `sleeping` and then `closed` set, and asks withdraw() whether it came too
+        # late; who did before is in the inbox, and admit() answers each with the error.
+        self.sleeping = True
+        self.cut_short = True
+        self.admit(self.inbox.copy())
+        self.cut_short = False
         self.backend.close()
         self.backend = CLOSED_BACKEND
         self.ring_doorbell()
@@ -511,7 +540,7 @@ class Loop:
         self.closing = self.closed = self.sleeping = True
         self.watch = threading.RLock()
         self.delegation = threading.RLock()
-        self.inside = 0
+        self.inside = set()
         self.failure = self.delivery = None
         self.inbox, self.outbox, self.dying = [], [], []
         for connection in self.descriptors.values():

@@ -47,11 +47,14 @@ class SwapArena:
         # and a bulk transfer is not cut into crumbs at its end.
         self._enough = max(1, size // 16)
 
-    def room(self) -> Segment:
-        """The segment for the next read, which may use it from `used` to its end."""
+    def room(self, whole: bool = False) -> Segment:
+        """The segment for the next read, which may use it from `used` to its end.
+
+        `whole` asks for one that is empty: what keeps message boundaries cuts off what does not fit.
+        """
         for segment in self.segments:
             if segment.batch == self.writing:
-                if segment.size - segment.used >= self._enough:
+                if segment.size - segment.used >= (segment.size if whole else self._enough):
                     return segment
             elif segment.batch <= self._given_back:
                 segment.used = 0

@@ -330,8 +330,8 @@ class Watcher:
         loop = self._loop
         if timeout is not None:
             timeout = _seconds(timeout)
-        if loop.inside == threading.get_ident():
-            raise RuntimeError("wait_io() was called from within wait_io(), by a signal handler or a finalizer")
+        if threading.get_ident() in loop.inside:
+            raise RuntimeError("wait_io() was called from within another call, by a signal handler or a finalizer")
         try:
             batch = loop.harvest(timeout)
         except BaseException:
@@ -357,20 +357,21 @@ class Watcher:
         """Close the watcher: pending requests complete with `WatcherClosedError`, connections are closed.
 
         The results can still be fetched with `wait_io()`. Any thread, any number of times; a consumer that
-        waits meanwhile gets them at once. Called by a signal handler that interrupted `wait_io()` in the same
-        thread, it takes effect when that goes on.
+        waits meanwhile gets them at once. Called by a signal handler that interrupted another call
+        of this thread, it takes effect when that goes on.
         """
         loop = self._loop
         if not loop.closed:
             loop.ask_to_close()
-        if loop.inside == threading.get_ident():
+        thread = threading.get_ident()
+        if thread in loop.inside:
             return
         try:
+            loop.inside.add(thread)
             loop.watch.acquire()
-            loop.inside = threading.get_ident()
             loop.shut()
-            loop.inside = 0
             loop.watch.release()
+            loop.inside.discard(thread)
         except BaseException:
             loop.step_aside()
             raise

@@ -47,8 +47,10 @@ if TYPE_CHECKING:
 # Descriptor.kind: how its bytes move, and what a short read says about it.
 STREAM = 0  # a TCP socket: a read that comes back short has emptied it
 SOCKET = 1  # any other stream socket
-DATAGRAM = 2  # a socket that keeps message boundaries: no bytes is a message, not the end
-FILE = 3  # a pipe, terminal, eventfd …: read(2) and write(2) instead of recv(2) and send(2)
+# From here on a read gets one message, and loses what its buffer has no room for.
+DATAGRAM = 2  # no bytes is a message, not the end
+SEQPACKET = 3
+FILE = 4  # a pipe, terminal, eventfd …: read(2) and write(2) instead of recv(2) and send(2)
 
 
 class Request(Protocol):

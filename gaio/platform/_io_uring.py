@@ -50,7 +50,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gaio.memory import Vector
-from gaio.platform import FILE, SOCKET, Descriptor, _libc
+from gaio.platform import DATAGRAM, FILE, SOCKET, Descriptor, _libc
 from gaio.platform._eventfd import Wakeup
 from gaio.platform._libc import IOV_MAX, address_of, msghdr
 
@@ -347,6 +347,7 @@ class IoUringBackend:
         if descriptor.kind == FILE:
             with select.epoll() as poller:
                 poller.register(descriptor.fd)  # EPERM for what cannot be polled, as regular files
+            os.set_blocking(descriptor.fd, False)  # or a kernel worker would sit in read(2) for as long as it takes
 
     def unregister(self, descriptor: Descriptor) -> None:
         pass  # the ring knows descriptors only through requests
@@ -376,18 +377,12 @@ class IoUringBackend:
             if self._cancelling and queue.token in self._cancelling:
                 self._parked[request] = None
                 continue
+            if self._parked:
+                self._parked.pop(request, None)
             memory = request._memory
             kind = queue.descriptor.kind
-            if kind == FILE or queue.ready >= POLL:
-                entries.append(self._entry_for_file(request, queue, kind))
-            elif memory is None:
-                first = _RECV_SWAP if queue.ready else _RECV_SWAP_WHEN_READY
-                entries.append(SQE.pack(first, queue.fd, 0, 0, self._buffer_size, 0, queue.token, BUFFER_GROUP))
-            elif type(memory) is bytes:
-                offset = request._offset
-                address = address_of(memory) + offset
-                length = min(request._length - offset, _libc.MAX_RW_COUNT)
-                entries.append(SQE.pack(_SEND, queue.fd, 0, address, length, _SEND_FLAGS, queue.token, 0))
+            if queue.ready >= POLL or kind == FILE or (memory is None and kind >= DATAGRAM):
+                entries.append(self._entry_with_poll(request, queue, kind))
             else:
                 entries.append(self._entry(request, queue))
             queue.waiting = request
@@ -409,39 +404,44 @@ class IoUringBackend:
         self._sq_tail = tail
 
     def _entry(self, request: Any, queue: Any) -> bytes:
-        """The entry of a transfer between a socket and the caller's memory."""
+        """The entry of a transfer by a socket."""
         memory = request._memory
+        if memory is None:
+            first = _RECV_SWAP if queue.ready else _RECV_SWAP_WHEN_READY
+            return SQE.pack(first, queue.fd, 0, 0, self._buffer_size, 0, queue.token, BUFFER_GROUP)
         offset = request._offset
         if type(memory) is Vector:
             address, count = memory.after(offset)
             message = msghdr(msg_iov=address, msg_iovlen=min(count, IOV_MAX))
             self._messages.append(message)
             return SQE.pack(_SENDMSG, queue.fd, 0, ctypes.addressof(message), 1, _SEND_FLAGS, queue.token, 0)
-        address = memory.address + offset
+        address = (address_of(memory) if type(memory) is bytes else memory.address) + offset
         length = min(request._length - offset, _libc.MAX_RW_COUNT)
         if queue.outbound:
             return SQE.pack(_SEND, queue.fd, 0, address, length, _SEND_FLAGS, queue.token, 0)
         first = _RECV if queue.ready else _RECV_WHEN_READY
         return SQE.pack(first, queue.fd, 0, address, length, 0, queue.token, 0)
 
-    def _entry_for_file(self, request: Any, queue: Any, kind: int) -> bytes:
-        """The entry for a descriptor that is no socket, or for a socket that said EAGAIN."""
-        if queue.ready == POLL or (queue.ready != POLLED and not queue.outbound):
-            # A file opened with O_NONBLOCK is not waited for by read and write; and while one is waited for, a swap
-            # read takes no memory.
+    def _entry_with_poll(self, request: Any, queue: Any, kind: int) -> bytes:
+        """The entry where the ring does not wait by itself, or must not lend a buffer of its own.
+
+        What was opened with O_NONBLOCK is not waited for: files here are, and some kernels do so with sockets. They
+        complete with -EAGAIN, and are polled then. And a swap read of what keeps message boundaries needs room for
+        the largest message, but no memory while it waits.
+        """
+        memory = request._memory
+        if queue.ready == POLL or (memory is None and kind != FILE and queue.ready != POLLED):
             queue.ready = POLL
             events = select.POLLOUT if queue.outbound else select.POLLIN
             # poll32_events: its halves are swapped on big-endian machines
             events = events if sys.byteorder == "little" else events << 16
             return SQE.pack(_POLL_ADD, queue.fd, 0, 0, 0, events, queue.token, 0)
-        if kind != FILE:
-            queue.ready = NOT_EMPTY
-            return self._entry_after_poll(request, queue)
-        memory = request._memory
-        offset = request._offset
-        if memory is None:
+        if memory is None and kind >= DATAGRAM:
             memory = request._memory = OwnMemory(self._swap_size)
             request._length = self._swap_size
+        if kind != FILE:
+            return self._entry(request, queue)
+        offset = request._offset
         if type(memory) is Vector:
             address, length = memory.after(offset)
             operation, length = _WRITEV, min(length, IOV_MAX)
@@ -450,15 +450,6 @@ class IoUringBackend:
             length = min(request._length - offset, _libc.MAX_RW_COUNT)
             operation = _WRITE if queue.outbound else _READ
         return SQE.pack(operation, queue.fd, _CURRENT_POSITION, address, length, 0, queue.token, 0)
-
-    def _entry_after_poll(self, request: Any, queue: Any) -> bytes:
-        if request._memory is None:
-            return SQE.pack(_RECV_SWAP, queue.fd, 0, 0, self._buffer_size, 0, queue.token, BUFFER_GROUP)
-        if type(request._memory) is bytes:
-            address = address_of(request._memory) + request._offset
-            length = min(request._length - request._offset, _libc.MAX_RW_COUNT)
-            return SQE.pack(_SEND, queue.fd, 0, address, length, _SEND_FLAGS, queue.token, 0)
-        return self._entry(request, queue)
 
     def cancel(self, request: Any) -> None:
         queue = request._queue
@@ -484,9 +475,7 @@ class IoUringBackend:
             self._arm_wake()
         if self._unpark and self._parked:
             self._unpark = False
-            self.start([request for request in self._parked if request._queue.waiting is None])
-            for request in [request for request in self._parked if request._queue.waiting is request]:
-                del self._parked[request]
+            self.start(list(self._parked))
         if timeout == 0 or self._ksq_head[0] != self._sq_tail:
             # Sends complete at once as a rule: looking without dropping the GIL keeps the batch together.
             self._enter(self._enter_now, 0)
@@ -565,7 +554,7 @@ class IoUringBackend:
                 consumed += 1
             if request is None:
                 continue  # dealt with before an interruption
-            if queue.ready >= POLL or result < 0 or queue.descriptor.kind == FILE:
+            if queue.ready >= POLL or result < 0 or type(request._memory) is OwnMemory:
                 if self._hold(request, queue, result):
                     continue
             elif not queue.outbound:
@@ -596,17 +585,13 @@ class IoUringBackend:
                 return True
             self._unpark = True
         else:
-            if result == -errno.EAGAIN:
-                queue.ready = POLL
-            elif queue.descriptor.kind == FILE:
-                queue.ready = UNKNOWN
-                memory = request._memory
-                if type(memory) is OwnMemory:
-                    request._memory = None
-                    if result > 0:
-                        request.buffer = memory.view(result)
-                    else:
-                        request._length = 0
+            queue.ready = POLL if result == -errno.EAGAIN else UNKNOWN
+            memory = request._memory
+            if type(memory) is OwnMemory:
+                request._memory = None
+                request._length = max(0, result)  # not 0: the view is the caller's for good
+                if result > 0:
+                    request.buffer = memory.view(result)
             return False
         self._parked[request] = None
         queue.waiting = None

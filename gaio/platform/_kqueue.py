@@ -48,7 +48,6 @@ class ABI(NamedTuple):
     EVFILT_USER: int  # not in every release, see `UserEvent`
     so_nosigpipe: int = 0  # setsockopt(2): no SIGPIPE from this socket, where send(2) has no MSG_NOSIGNAL
     library: str = ""  # the environment variable with the path of the library that has it, where libc has not
-    is_inherited: bool = False  # by a child of fork(2)
 
 
 # <sys/event.h> of each system, LP64. The first one that fits sys.platform (up to the space) and whose symbol exists.
@@ -59,9 +58,7 @@ ABIS = {
     "netbsd 11": ABI("__kevent100", "@PIIIqP32x", ctypes.c_size_t, 0, 1, 8),
     "netbsd": ABI("__kevent50", "@PIIIqP", ctypes.c_size_t, 0, 1, 8),
     "openbsd": ABI("kevent", "@PhHIqP", ctypes.c_int, -1, -2, -10),
-    "linux": ABI(
-        "kevent", "@PhHInP", ctypes.c_int, -1, -2, -11, library="GAIO_KQUEUE_LIBRARY", is_inherited=True
-    ),
+    "linux": ABI("kevent", "@PhHInP", ctypes.c_int, -1, -2, -11, library="GAIO_KQUEUE_LIBRARY"),
 }
 
 # kqueue(2): the same everywhere
@@ -352,8 +349,7 @@ class KqueueBackend(ReadinessBackend):
         """Nothing to do: the kqueue and the pipe go with this object."""
 
     def abandon(self) -> None:
-        if not self._kqueue.abi.is_inherited:
-            self._kqueue.forget()
+        self._kqueue.forget()
 
     def report(self) -> str:
         """A word on how it works here; `OSError` when the kernel does not speak as this file understands it.

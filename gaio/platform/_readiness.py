@@ -31,7 +31,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gaio.memory import Vector
-from gaio.platform import FILE, STREAM, Descriptor, Queue, Request, _libc
+from gaio.platform import DATAGRAM, FILE, STREAM, Descriptor, Queue, Request, _libc
 from gaio.platform._libc import IOV_MAX, address_of, msghdr
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class ReadinessBackend:
     def _try_read(self, request: Any, queue: Any) -> None:
         memory = request._memory
         if memory is None:
-            segment = self._segment = self._arena.room()
+            segment = self._segment = self._arena.room(queue.descriptor.kind >= DATAGRAM)
             start = self._start = segment.used
             self._pointer.value = segment.address + start
             asked = segment.size - start
