@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import os
 import sys
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from gaio import platform
 from gaio.connection import Connection, RequestQueue, descriptor_of, kind_of
@@ -33,6 +34,9 @@ from gaio.result import READ, WRITE, Operation, OpResult
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
+
+_Argument = TypeVar("_Argument")
+_Outcome = TypeVar("_Outcome")
 
 BackendName = Literal["auto", "epoll", "kqueue", "io_uring"]
 
@@ -273,43 +277,67 @@ class Watcher:
         return connection
 
     def _delegate(self, conn: HasFileno) -> Connection:
-        """Take the caller's descriptor over: duplicate it, register the duplicate, close the original."""
-        loop = self._loop
-        with loop.delegation:
-            if loop.closing:
-                raise WatcherClosedError(_CLOSED)
-            known = self._connections.get(id(conn))
-            if known is not None and known.conn() is conn:
-                return known  # another thread was faster
-            fd = descriptor_of(conn)
-            kind = kind_of(fd)
-            duplicates: list[int] = []
-            token = next(self._tokens)
-            try:
-                # By C code into a list, so that an interruption cannot lose it. os.dup() sets close-on-exec.
-                duplicates.extend(map(os.dup, (fd,)))
-                connection = _connection_for(conn, duplicates[0], kind, token)
-                # Known before the kernel knows it: an edge may be reported before registration has returned.
-                loop.descriptors[token] = connection
-                try:
-                    loop.backend.register(connection)
-                except PermissionError as error:  # EPERM of epoll_ctl(2)
-                    raise UnsupportedConnError(f"conn cannot be polled, as regular files cannot: {conn!r}") from error
-                conn.close()
-                if known is not None:
-                    loop.forget(known)  # its object died, and an interruption kept its finalizer from saying so
-                connection.finalizer = weakref.finalize(conn, loop.forget, connection)
-                connection.finalizer.atexit = False
-                self._connections[connection.key] = connection
-            except BaseException:
-                loop.descriptors.pop(token, None)
-                _libc.close_all(duplicates)
-                raise
-            return connection
+        return self._one_at_a_time(self._take_descriptor, conn)
 
     def _open_writes(self, connection: Connection) -> RequestQueue:
-        with self._loop.delegation:
-            return connection.open_writes()
+        return self._one_at_a_time(Connection.open_writes, connection)
+
+    def _one_at_a_time(self, step: Callable[[_Argument], _Outcome], argument: _Argument) -> _Outcome:
+        """Do a step of delegation: no other thread does one meanwhile, nor does anyone close the watcher."""
+        loop = self._loop
+        thread = threading.get_ident()
+        outermost = thread not in loop.inside
+        try:
+            loop.inside.add(thread)
+            with loop.delegation:
+                outcome = step(argument)
+            if outermost:
+                loop.inside.discard(thread)
+        except BaseException:
+            if outermost:
+                loop.inside.discard(thread)
+            raise
+        return outcome
+
+    def _take_descriptor(self, conn: HasFileno) -> Connection:
+        """Take the caller's descriptor over: duplicate it, register the duplicate, close the original."""
+        loop = self._loop
+        if loop.closing:
+            raise WatcherClosedError(_CLOSED)
+        known = self._connections.get(id(conn))
+        if known is not None and known.conn() is conn:
+            return known  # another thread was faster
+        fd = descriptor_of(conn)
+        kind = kind_of(fd)
+        duplicates: list[int] = []
+        token = next(self._tokens)
+        try:
+            # By C code into a list, so that an interruption cannot lose it. os.dup() sets close-on-exec.
+            duplicates.extend(map(os.dup, (fd,)))
+            connection = _connection_for(conn, duplicates[0], kind, token)
+            # Known before the kernel knows it: an edge may be reported before registration has returned.
+            loop.descriptors[token] = connection
+            try:
+                loop.backend.register(connection)
+            except OSError as error:
+                del loop.descriptors[token]
+                if error.errno == errno.EPERM:  # of epoll_ctl(2)
+                    raise UnsupportedConnError(f"conn cannot be polled, as regular files cannot: {conn!r}") from error
+                raise
+            conn.close()
+            if known is not None:
+                loop.forget(known)  # its object died, and an interruption kept its finalizer from saying so
+            connection.finalizer = weakref.finalize(conn, loop.forget, connection)
+            connection.finalizer.atexit = False
+            self._connections[connection.key] = connection
+        except BaseException:
+            if token in loop.descriptors:
+                # Perhaps the kernel knows it already, and epoll would keep it while the original is open.
+                loop.give_up(loop.descriptors[token])
+            else:
+                _libc.close_all(duplicates)
+            raise
+        return connection
 
     def _close_undelegated(self, conn: HasFileno) -> None:
         if getattr(conn, "fileno", None) is None or getattr(conn, "close", None) is None:
