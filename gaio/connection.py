@@ -19,7 +19,7 @@ import weakref
 from typing import Any
 
 from gaio.errors import GaioError, UnsupportedConnError
-from gaio.platform import DATAGRAM, FILE, SEQPACKET, SOCKET, STREAM
+from gaio.platform import DATAGRAM, FILE, SEQPACKET, SOCKET, STREAM, _sockets
 from gaio.result import OpResult
 
 
@@ -95,29 +95,18 @@ def kind_of(fd: int) -> int:
     """
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):
         return FILE
-    # A second Python object for the same number, let go without closing it.
-    sock = socket.socket(fileno=fd)
-    try:
-        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise UnsupportedConnError("conn is a listening socket: accept() from it and submit what that returns")
-        if sock.type == socket.SOCK_DGRAM:
-            return DATAGRAM
-        if sock.type == socket.SOCK_SEQPACKET:
-            return SEQPACKET
-        if sock.type != socket.SOCK_STREAM or sock.family not in (socket.AF_INET, socket.AF_INET6):
-            return SOCKET
-        if _never_connected(sock):
-            raise UnsupportedConnError("conn is not connected: connect() it before submitting requests")
-        return STREAM
-    finally:
-        sock.detach()
-
-
-def _never_connected(sock: socket.socket) -> bool:
-    try:
-        sock.getpeername()
-    except OSError:
-        # No peer: never connected, or already reset by it, which is for the first read to report. A socket that
-        # was connected has kept its local port.
-        return bool(sock.getsockname()[1] == 0)
-    return False
+    if _sockets.option(fd, socket.SO_ACCEPTCONN):
+        raise UnsupportedConnError("conn is a listening socket: accept() from it and submit what that returns")
+    type_of_socket = _sockets.option(fd, socket.SO_TYPE)
+    if type_of_socket == socket.SOCK_DGRAM:
+        return DATAGRAM
+    if type_of_socket == socket.SOCK_SEQPACKET:
+        return SEQPACKET
+    family, port = _sockets.family_and_port(fd)
+    if type_of_socket != socket.SOCK_STREAM or family not in (socket.AF_INET, socket.AF_INET6):
+        return SOCKET
+    # One that was connected has kept its local port, even when its peer has reset it already, which is for the first
+    # read to report.
+    if not port:
+        raise UnsupportedConnError("conn is not connected: connect() it before submitting requests")
+    return STREAM

@@ -45,6 +45,9 @@ _SETUP: dict[str, tuple[Any, ...]] = {
     "epoll_create1": (_int,),
     "epoll_ctl": (_int, _int, _int, _void_p),
     "eventfd": (_uint, _int),
+    # getsockopt(2), getsockname(2)
+    "getsockopt": (_int, _int, _int, _void_p, _void_p),
+    "getsockname": (_int, _void_p, _void_p),
     # the three of io_uring(7) have no function of their own: number and up to six longs, syscall(2)
     "syscall": (_long, _long, _long, _long, _long, _long, _long),
     # kqueue(2); its second call has the name of its version on NetBSD, where it counts in size_t
@@ -143,7 +146,7 @@ def close_all(fds: list[int]) -> None:
     deque(map(os.close, map(fds.pop, repeat(-1, len(fds)))), 0)
 
 
-def owner_of(fd: int) -> object:
+def owner_of(fd: int) -> Any:
     """An object that closes the descriptor when the last reference to it goes.
 
     In C and without a word, as only the poll objects of the standard library do: a __del__() in Python can be struck
