@@ -1,7 +1,8 @@
 """The virtual environments the tests run in, one for each interpreter, under .venv-tests/.
 
-Runs before anything is installed: standard library only. gaio itself is never installed there; the tests use the
-checkout. An environment is used again as long as the `test` extra of pyproject.toml and the interpreter are the same.
+Runs before anything is installed: standard library only. gaio itself is never installed there; the tests use
+the checkout. An environment is used again as long as the `test` extra of pyproject.toml and the interpreter
+are the same.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class CannotPrepare(Exception):
 def requirements() -> list[str]:
     """The `test` extra of pyproject.toml.
 
-    tomllib came with Python 3.11, and nothing is installed yet; a TOML array of strings, comments included, happens
-    to be a Python list.
+    tomllib came with Python 3.11, and nothing is installed yet; a TOML array of strings, comments included,
+    happens to be a Python list.
     """
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     found = re.search(r"^test = (\[.*?^\])", text, re.MULTILINE | re.DOTALL)
@@ -61,8 +62,8 @@ def _run(command: list[str], purpose: str) -> None:
 def prepare(interpreter: Interpreter, pip_from: Path | None = None) -> Path:
     """The Python of an environment for this interpreter that holds the `test` extra.
 
-    With `pip_from`, the Python of another environment, that one's pip does the installing: the interpreter then needs
-    no ensurepip, which Debian keeps in a package of its own.
+    With `pip_from`, the Python of another environment, that one's pip does the installing: the interpreter
+    then needs no ensurepip, which Debian keeps in a package of its own.
     """
     wanted = requirements()
     folder = ENVIRONMENTS / interpreter.name
@@ -94,7 +95,7 @@ def prepare(interpreter: Interpreter, pip_from: Path | None = None) -> Path:
 
 @contextlib.contextmanager
 def as_installed() -> Iterator[dict[str, str]]:
-    """The environment variables under which a type checker sees gaio as a user's does: `gaio-stubs` beside `gaio`.
+    """The environment variables under which a type checker sees `gaio-stubs` beside `gaio`, as a user's does.
 
     In the checkout the source would hide the stubs.
     """

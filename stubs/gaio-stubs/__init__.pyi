@@ -1,0 +1,130 @@
+"""The public API of gaio on one page. stubtest holds the code to it."""
+
+from collections.abc import Iterator, Sequence
+from enum import IntEnum
+from types import TracebackType
+from typing import Any, Final, Literal, NamedTuple, Protocol, TypeAlias
+
+from typing_extensions import (  # known to every type checker; the package itself has no dependency
+    Buffer,
+    Self,
+)
+
+__version__: Final[str]
+
+__all__ = [
+    "READ",
+    "WRITE",
+    "Backend",
+    "BackendName",
+    "BackendUnavailableError",
+    "ConnClosedError",
+    "DeadlineError",
+    "EmptyBufferError",
+    "GaioError",
+    "HasFileno",
+    "InvalidCPUError",
+    "OpResult",
+    "Operation",
+    "Stats",
+    "UnsupportedConnError",
+    "Watcher",
+    "WatcherClosedError",
+    "__version__",
+    "backends",
+]
+
+class HasFileno(Protocol):
+    """A connected, pollable, weak-referenceable object: socket.socket first of all; pipes, ttys, eventfds."""
+
+    def fileno(self) -> int: ...
+    def close(self) -> object: ...
+
+BackendName: TypeAlias = Literal["auto", "epoll", "kqueue", "io_uring"]
+
+_Writable: TypeAlias = Buffer | Sequence[Buffer]  # a sequence is one vectored write
+
+class Operation(IntEnum):
+    READ = ...
+    WRITE = ...
+
+READ: Final = Operation.READ
+WRITE: Final = Operation.WRITE
+
+class OpResult:
+    """One finished request. Every submitted request yields exactly one."""
+
+    operation: Operation
+    conn: Any  # the very object that was submitted
+    context: Any  # handed back unchanged
+    # READ: the caller's buffer, or a memoryview of exactly `size` bytes of the swap arena
+    # WRITE: what the caller passed
+    buffer: Any
+    size: int  # bytes moved, also when error is set (partial progress)
+    error: Exception | None  # None, EOFError, a GaioError, or the OSError of the kernel
+    @property
+    def is_swap_buffer(self) -> bool: ...  # buffer lives in the swap arena: valid until the next wait_io()
+
+# ---- errors: each is also the builtin a caller would expect
+
+class GaioError(Exception): ...
+class UnsupportedConnError(GaioError, TypeError): ...  # raised by the submitting call
+class EmptyBufferError(GaioError, ValueError): ...
+class InvalidCPUError(GaioError, ValueError): ...
+class WatcherClosedError(GaioError, RuntimeError): ...
+class ConnClosedError(GaioError, ConnectionError): ...  # free() overtook the request
+class DeadlineError(GaioError, TimeoutError): ...
+class BackendUnavailableError(GaioError, OSError): ...  # a backend asked for by name cannot run here
+
+class Stats(NamedTuple):
+    conns: int  # connections delegated now
+    pending: int  # requests submitted and not yet completed
+    completions: int  # results delivered so far
+    batches: int  # batches they came in
+    wakeups: int  # times a submitter had to wake whoever has the watch
+    gc_found: int  # connections the garbage collector found unreferenced
+    gc_closed: int  # of those, descriptors closed
+
+class Backend(NamedTuple):
+    name: str
+    available: bool
+    reason: str  # why not, or which kernel features it uses
+
+class Watcher:
+    """A proactor: takes read and write requests from any thread, performs them in the thread that waits in
+    wait_io() (or in its own when nobody waits), and hands the finished ones back in batches."""
+
+    # backend None: the environment variable GAIO_BACKEND, else "auto"
+    def __init__(self, *, swap_size: int = 65536, backend: BackendName | None = None) -> None: ...
+
+    # --- submit: any thread; never block
+    # A wrong argument raises here, a failed I/O arrives as OpResult.error.
+    def read(
+        self, conn: HasFileno, buf: Buffer | None = None, *, context: Any = None, timeout: float | None = None
+    ) -> None: ...
+    def read_full(
+        self, conn: HasFileno, buf: Buffer, *, context: Any = None, timeout: float | None = None
+    ) -> None: ...
+    def write(
+        self, conn: HasFileno, buf: _Writable, *, context: Any = None, timeout: float | None = None
+    ) -> None: ...
+    def free(self, conn: HasFileno) -> None: ...  # idempotent
+
+    # --- harvest: one consumer thread
+    def wait_io(self, timeout: float | None = None) -> list[OpResult]: ...  # [] when timeout passes
+    def __iter__(self) -> Iterator[OpResult]: ...  # until closed
+
+    # --- life
+    def close(self) -> None: ...  # idempotent; every pending request still completes, with WatcherClosedError
+    @property
+    def closed(self) -> bool: ...
+    @property
+    def backend(self) -> str: ...
+    def stats(self) -> Stats: ...
+    def set_affinity(self, cpu: int) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, et: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None, /
+    ) -> None: ...
+
+def backends() -> list[Backend]: ...  # what this machine offers, best first

@@ -1,0 +1,1 @@
+"""The stubs, as a user's type checker sees them."""

@@ -1,0 +1,114 @@
+"""Typed use of every public name: what a type checker must accept, and the types it must see."""
+
+import array
+import io
+import mmap
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from typing_extensions import assert_type
+
+import gaio
+
+conn = socket.create_connection(("127.0.0.1", 7))
+pipe = io.FileIO(0)
+
+
+class Wrapped:
+    def fileno(self) -> int:
+        return conn.fileno()
+
+    def close(self) -> bool:
+        return True
+
+
+as_conn: gaio.HasFileno = Wrapped()
+name: gaio.BackendName = "epoll"
+
+watcher = gaio.Watcher()
+assert_type(watcher, gaio.Watcher)
+gaio.Watcher(swap_size=4096, backend="auto")
+gaio.Watcher(backend=name)
+gaio.Watcher(backend=None)
+
+watcher.read(conn)
+watcher.read(conn, None)
+watcher.read(conn, bytearray(10))
+watcher.read(pipe, memoryview(bytearray(10)), context=object(), timeout=1)
+watcher.read(as_conn, array.array("B", b"x"), timeout=0.5)
+watcher.read(Wrapped(), mmap.mmap(-1, 10), timeout=None)
+watcher.read(conn, buf=bytearray(1))
+assert_type(watcher.read_full(conn, bytearray(10), context=1, timeout=2), None)
+watcher.write(conn, b"x")
+watcher.write(conn, bytearray(b"x"), context="y", timeout=3.0)
+watcher.write(conn, memoryview(b"x"))
+watcher.write(conn, [b"x", bytearray(b"y"), memoryview(b"z")])
+watcher.write(conn, (b"x", b"y"), timeout=1)
+assert_type(watcher.free(conn), None)
+
+assert_type(watcher.wait_io(), list[gaio.OpResult])
+assert_type(watcher.wait_io(0), list[gaio.OpResult])
+assert_type(watcher.wait_io(timeout=None), list[gaio.OpResult])
+assert_type(iter(watcher), Iterator[gaio.OpResult])
+
+for result in watcher:
+    assert_type(result, gaio.OpResult)
+    assert_type(result.operation, gaio.Operation)
+    assert_type(result.conn, Any)
+    assert_type(result.context, Any)
+    assert_type(result.buffer, Any)
+    assert_type(result.size, int)
+    assert_type(result.error, Exception | None)
+    assert_type(result.is_swap_buffer, bool)
+    if result.operation is gaio.READ:
+        result.conn.anything_the_caller_knows()
+    elif result.operation is gaio.Operation.WRITE:
+        pass
+
+with gaio.Watcher() as entered:
+    assert_type(entered, gaio.Watcher)
+
+
+class Named(gaio.Watcher):
+    name = "mine"
+
+
+with Named() as named:
+    assert_type(named, Named)
+
+assert_type(watcher.closed, bool)
+assert_type(watcher.backend, str)
+assert_type(watcher.set_affinity(0), None)
+assert_type(watcher.close(), None)
+
+stats = watcher.stats()
+assert_type(stats, gaio.Stats)
+assert_type(stats.conns + stats.pending + stats.completions + stats.batches, int)
+assert_type(stats.wakeups + stats.gc_found + stats.gc_closed, int)
+assert_type(stats[0], int)
+
+for backend in gaio.backends():
+    assert_type(backend, gaio.Backend)
+    assert_type(backend.name, str)
+    assert_type(backend.available, bool)
+    assert_type(backend.reason, str)
+
+assert_type(gaio.__version__, str)
+number: int = gaio.WRITE
+
+# Each error is also the builtin that a caller would expect.
+a_gaio_error: list[gaio.GaioError] = []
+a_gaio_error += [
+    gaio.UnsupportedConnError(),
+    gaio.EmptyBufferError(),
+    gaio.InvalidCPUError(),
+    gaio.DeadlineError(),
+]
+a_gaio_error += [gaio.WatcherClosedError(), gaio.ConnClosedError(), gaio.BackendUnavailableError()]
+a_type_error: TypeError = gaio.UnsupportedConnError()
+value_errors: list[ValueError] = [gaio.EmptyBufferError(), gaio.InvalidCPUError()]
+a_runtime_error: RuntimeError = gaio.WatcherClosedError()
+os_errors: list[OSError] = [gaio.ConnClosedError(), gaio.DeadlineError(), gaio.BackendUnavailableError()]
+a_timeout_error: TimeoutError = gaio.DeadlineError()
+a_connection_error: ConnectionError = gaio.ConnClosedError()

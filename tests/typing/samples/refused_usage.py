@@ -1,0 +1,68 @@
+"""Wrong use, one mistake a line: a type checker must refuse each line that is marked, and no other."""
+
+import socket
+
+import gaio
+
+conn = socket.create_connection(("127.0.0.1", 7))
+
+
+class WithoutClose:
+    def fileno(self) -> int:
+        return 0
+
+
+class FilenoOfAnotherKind:
+    def fileno(self) -> str:
+        return "0"
+
+    def close(self) -> None: ...
+
+
+watcher = gaio.Watcher()
+gaio.Watcher(65536)  # refused
+gaio.Watcher(swap_size="65536")  # refused
+gaio.Watcher(swap_size=None)  # refused
+gaio.Watcher(backend="select")  # refused
+gaio.Watcher(backends="epoll")  # refused
+
+watcher.read()  # refused
+watcher.read(None)  # refused
+watcher.read(7)  # refused
+watcher.read(object())  # refused
+watcher.read(WithoutClose())  # refused
+watcher.read(FilenoOfAnotherKind())  # refused
+watcher.read(conn, "text")  # refused
+watcher.read(conn, 10)  # refused
+watcher.read(conn, [bytearray(10)])  # refused
+watcher.read(conn, bytearray(10), "context")  # refused
+watcher.read(conn, timeout="1")  # refused
+watcher.read_full(conn)  # refused
+watcher.read_full(conn, None)  # refused
+watcher.write(conn)  # refused
+watcher.write(conn, "text")  # refused
+watcher.write(conn, None)  # refused
+watcher.write(conn, 7)  # refused
+watcher.write(conn, [b"bytes", "text"])  # refused
+watcher.write(conn, {b"set"})  # refused
+watcher.write(conn, b"x", 5)  # refused
+watcher.free()  # refused
+watcher.free(7)  # refused
+
+watcher.wait_io("1")  # refused
+watcher.wait_io()[0].nonsense  # refused
+watcher.wait_io()[0].is_swap_buffer = True  # refused
+watcher.set_affinity("0")  # refused
+watcher.closed = True  # refused
+watcher.backend = "epoll"  # refused
+watcher.stats().nonsense  # refused
+watcher.stats().pending = 0  # refused
+gaio.READ = gaio.WRITE  # refused
+gaio.Operation.READ = gaio.WRITE  # refused
+gaio.nonsense  # refused
+error: gaio.DeadlineError = gaio.ConnClosedError()  # refused
+
+with watcher as entered:
+    entered.nonsense  # refused
+for result in watcher:
+    result.size.nonsense  # refused
