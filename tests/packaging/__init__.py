@@ -1,0 +1,1 @@
+"""The wheel, as it is built and as it is installed."""
