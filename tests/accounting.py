@@ -51,7 +51,9 @@ class Request:
         assert self.result is None, f"a second result for one request: {self.result!r}, then {result!r}"
         assert result.operation is self.operation
         assert result.conn is self._conn
-        assert result.error is None or isinstance(result.error, (EOFError, gaio.GaioError, OSError)), result.error
+        assert result.error is None or isinstance(result.error, (EOFError, gaio.GaioError, OSError)), (
+            result.error
+        )
         assert isinstance(result.size, int)
         assert result.size >= 0
         if self.buffer is None:
@@ -81,7 +83,7 @@ class Request:
 class AccountedWatcher:
     """Submits and harvests through a gaio.Watcher, for which it keeps the books.
 
-    The context of each request is a serial number, so that a result is matched by nothing but what gaio hands back.
+    The context of each request is a serial number: a result is matched by nothing but what gaio hands back.
     """
 
     def __init__(self, watcher: gaio.Watcher) -> None:
@@ -167,7 +169,9 @@ class AccountedWatcher:
                 finished += self.wait(limit.left("WatcherClosedError from wait_io()"))
         except gaio.WatcherClosedError:
             pass
-        assert not self._pending, f"never came back: {list(self._pending.values())[:5]} of {len(self._pending)}"
+        assert not self._pending, (
+            f"never came back: {list(self._pending.values())[:5]} of {len(self._pending)}"
+        )
         return finished
 
 

@@ -16,7 +16,13 @@ def run(code: str, *options: str, **variables: str) -> subprocess.CompletedProce
     command = [sys.executable, "-X", "dev", "-W", "error", *options, "-c", textwrap.dedent(code)]
     environment = {name: value for name, value in os.environ.items() if name != "GAIO_BACKEND"}
     return subprocess.run(
-        command, cwd=ROOT, env={**environment, **variables}, capture_output=True, text=True, timeout=LIMIT, check=False
+        command,
+        cwd=ROOT,
+        env={**environment, **variables},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=False,
     )
 
 

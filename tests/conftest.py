@@ -1,4 +1,4 @@
-"""What every test runs under: leaks are counted, warnings are errors, and a failed type check is a failed item."""
+"""What every test runs under: leaks are counted, and a failed type check is a failed item."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _failed = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Thousands of connections, each with both ends in this process. macOS refuses more than OPEN_MAX, whatever
-    # the hard limit says; more than 20,000 is never needed.
+    # Thousands of connections, each with both ends in this process. macOS refuses more than OPEN_MAX,
+    # whatever the hard limit says; more than 20,000 is never needed.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 20_000 if hard == resource.RLIM_INFINITY else min(hard, 20_000)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
@@ -38,7 +38,9 @@ class FailedCheck(pytest.Item):
 
 def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
     names = os.environ.get("GAIO_TEST_FAILED_CHECKS", "")
-    checks: list[pytest.Item] = [FailedCheck.from_parent(session, name=name) for name in names.split(",") if name]
+    checks: list[pytest.Item] = [
+        FailedCheck.from_parent(session, name=name) for name in names.split(",") if name
+    ]
     items += checks  # last, so that -x stops at a test rather than here
 
 
@@ -69,16 +71,16 @@ def _nothing_left_behind(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 
 @pytest.fixture(params=backends.under_test())
 def backend(request: pytest.FixtureRequest) -> backends.Name:
-    """Each backend in turn. One that should work here fails when it does not; any other is skipped, visibly."""
+    """Each backend in turn. One that must work here fails every test when it does not.
+
+    The others are skipped, visibly: by tests/behaviour/test_backend_choice.py.
+    """
     name: backends.Name = request.param
     offered = backends.offered()
     if name not in offered:
         pytest.fail(f"gaio.backends() does not name {name}, which must work here")
     if not offered[name].available:
-        message = f"{name}: {offered[name].reason}"
-        if name in backends.required():
-            pytest.fail(f"must work here, but does not: {message}")
-        pytest.skip(message)
+        pytest.fail(f"must work here, but does not: {name}: {offered[name].reason}")
     return name
 
 

@@ -8,7 +8,7 @@ import pytest
 
 
 def need_descriptors(count: int) -> None:
-    """Skip, visibly, where the hard limit on descriptors is too low; conftest.py raised the soft one as far as it goes."""
+    """Skip, visibly, where the limit is too low; conftest.py has raised it as far as it goes."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < count + 100:
         pytest.skip(f"needs {count} descriptors, the limit is {soft} (ulimit -Hn)")

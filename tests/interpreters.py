@@ -38,7 +38,9 @@ class Interpreter(NamedTuple):
 def ask(executable: str) -> Interpreter | None:
     """What runs under this name, or None when nothing that gaio supports does."""
     try:
-        answer = subprocess.run([executable, "-I", "-c", _QUESTION], capture_output=True, timeout=30, text=True)
+        answer = subprocess.run(
+            [executable, "-I", "-c", _QUESTION], capture_output=True, timeout=30, text=True, check=False
+        )
         implementation, version, free_threaded, real = json.loads(answer.stdout)
     except (OSError, subprocess.TimeoutExpired, ValueError):
         return None  # a pyenv shim whose version is not selected, a broken link, a Python 2

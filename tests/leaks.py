@@ -15,13 +15,16 @@ class Resources(NamedTuple):
     threads: dict[int | None, str]
 
     def since(self, before: Resources) -> list[str]:
-        """What was opened or started since then and is still there, and what was closed that was there before."""
+        """What was opened or started since then and is still there, and what was closed that was there."""
         opened = self.descriptors.items() - before.descriptors.items()
         closed = before.descriptors.items() - self.descriptors.items()
         started = self.threads.items() - before.threads.items()
         return [
             *(f"descriptor {number} is still open: {target}" for number, target in sorted(opened)),
-            *(f"descriptor {number} was not the test's, but was closed: {target}" for number, target in sorted(closed)),
+            *(
+                f"descriptor {number} was not the test's, but was closed: {target}"
+                for number, target in sorted(closed)
+            ),
             *(f"thread is still running: {name}" for _, name in started),
         ]
 

@@ -1,7 +1,7 @@
 """The clients of an echo server, in a process of their own: `python -m tests.load_client PORT CONNECTIONS`.
 
-Plain blocking sockets: every connection is open before the first byte goes out, and every message is under way
-before the first answer is read. Exit status 0 means that every byte came back, in order.
+Plain blocking sockets: every connection is open before the first byte goes out, and every message is under
+way before the first answer is read. Exit status 0 means that every byte came back, in order.
 """
 
 from __future__ import annotations

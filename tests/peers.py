@@ -1,4 +1,4 @@
-"""The other end of a connection: sockets, pipes and terminals of the standard library, independent of gaio."""
+"""The other end of a connection: plain sockets and pipes of the standard library, independent of gaio."""
 
 from __future__ import annotations
 
@@ -65,8 +65,10 @@ class Pairs:
         self._conns.append(weakref.ref(conn))
         self._peers.append(peer)
 
-    def tcp(self, family: socket.AddressFamily = socket.AF_INET, *, buffers: int = 0) -> tuple[socket.socket, socket.socket]:
-        """A TCP connection over loopback; with `buffers`, its kernel buffers are about that small on both ends."""
+    def tcp(
+        self, family: socket.AddressFamily = socket.AF_INET, *, buffers: int = 0
+    ) -> tuple[socket.socket, socket.socket]:
+        """A TCP connection over loopback; with `buffers`, the kernel's buffers are about that small."""
         host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
         with socket.socket(family) as listener, contextlib.ExitStack() as undo:
             if buffers:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import gaio
 import pytest
 
+import gaio
 from tests import child
-from tests.backends import Name, offered, required
+from tests.backends import Name, known, offered, required, under_test
 
 PRINT_BACKEND = "import gaio\nwith gaio.Watcher({}) as watcher: print(watcher.backend)"
+
+
+@pytest.mark.parametrize("name", known())
+def test_the_behaviour_suite_runs_over(name: str) -> None:
+    if name not in under_test():
+        pytest.skip(
+            offered()[name].reason if name in offered() else f"another backend was chosen than {name}"
+        )
 
 
 def test_backends_names_what_this_machine_offers() -> None:

@@ -9,9 +9,9 @@ import mmap
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import gaio
 import pytest
 
+import gaio
 from tests.accounting import AccountedWatcher
 from tests.peers import Pairs, pattern, receive_exactly, receive_until_eof
 from tests.waiting import Background
@@ -117,7 +117,7 @@ def test_every_contiguous_buffer_serves(watcher: AccountedWatcher, pairs: Pairs,
         "memoryview": lambda: memoryview(bytearray(32)),
         "slice": lambda: memoryview(around)[16:48],
         "array": lambda: array.array("I", [0] * 8),
-        "ctypes": lambda: (ctypes.c_double * 4)(),
+        "ctypes": ctypes.c_double * 4,
         "mmap": lambda: mmap.mmap(-1, 32),
         "cast": lambda: memoryview(bytearray(32)).cast("H", (4, 4)),
     }

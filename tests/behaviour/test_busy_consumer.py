@@ -1,4 +1,4 @@
-"""A consumer that computes instead of waiting: the watcher thread goes on with the work, and keeps the results.
+"""A consumer that computes instead of waiting: the watcher thread does the work and keeps the results.
 
 Each test waits for something at the peer, or for a counter: never for wait_io().
 """
@@ -11,7 +11,6 @@ import time
 from functools import partial
 
 import gaio
-
 from tests.accounting import AccountedWatcher
 from tests.behaviour.echo import EchoServer
 from tests.peers import Pairs, pattern, receive_exactly, receive_until_eof
@@ -44,7 +43,7 @@ def test_writes_begun_by_the_consumer_are_finished(watcher: AccountedWatcher, pa
 
 
 def test_deadlines_are_kept(watcher: AccountedWatcher, pairs: Pairs) -> None:
-    reads = [watcher.read(pairs.unix()[0], timeout=random.random() / 10) for _ in range(100)]
+    reads = [watcher.read(pairs.unix()[0], timeout=random.uniform(0.1, 0.2)) for _ in range(100)]
     assert watcher.wait(0) == []
     all_done(watcher)
     assert set(watcher.wait(0)) == set(reads)
@@ -54,7 +53,9 @@ def test_deadlines_are_kept(watcher: AccountedWatcher, pairs: Pairs) -> None:
 def test_reads_are_received_and_kept(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """Into the arena as into the caller's memory, with nothing overwritten before it was looked at."""
     ends = [pairs.unix() for _ in range(100)]
-    reads = [watcher.read(conn, None if number % 2 else bytearray(2000)) for number, (conn, _) in enumerate(ends)]
+    reads = [
+        watcher.read(conn, None if number % 2 else bytearray(2000)) for number, (conn, _) in enumerate(ends)
+    ]
     assert watcher.wait(0) == []
     for seed, (_, peer) in enumerate(ends):
         peer.sendall(pattern(1900, seed))
@@ -86,7 +87,7 @@ def test_free_is_carried_out(watcher: AccountedWatcher, pairs: Pairs) -> None:
 
 
 def test_more_results_than_the_original_could_hold(watcher: AccountedWatcher, pairs: Pairs) -> None:
-    """There, a consumer that stopped harvesting stopped deadlines and free() once 16,384 results had piled up."""
+    """There, deadlines and free() stopped once 16,384 results had piled up unharvested."""
     conn, peer = pairs.unix()
     receiving = Background(lambda: receive_exactly(peer, 20_000))
     writes = [watcher.write(conn, b"x") for _ in range(20_000)]
@@ -99,7 +100,7 @@ def test_more_results_than_the_original_could_hold(watcher: AccountedWatcher, pa
 
 
 def test_the_watch_changes_hands_at_random_moments(watcher: AccountedWatcher, pairs: Pairs) -> None:
-    """The consumer comes and goes around the grace after which the watcher thread takes over; not a byte is lost."""
+    """The consumer comes and goes around the time after which the watcher thread takes over."""
     connections = 8
     payload = pattern(300_000)
     server = EchoServer(watcher, "mixed", size=3000)
@@ -115,7 +116,9 @@ def test_the_watch_changes_hands_at_random_moments(watcher: AccountedWatcher, pa
 
         clients.append((Background(send), Background(partial(receive_until_eof, peer))))
         server.start(conn)
-    server.serve(connections, pause=lambda: time.sleep(random.choice([0, 0, 0.001, 0.009, 0.011, 0.02, 0.04])))
+    server.serve(
+        connections, pause=lambda: time.sleep(random.choice([0, 0, 0.001, 0.009, 0.011, 0.02, 0.04]))
+    )
     for sending, receiving in clients:
         sending.result()
         assert receiving.result() == payload

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 import time
 
-import gaio
 import pytest
 
+import gaio
 from tests.accounting import AccountedWatcher
 from tests.descriptor_limit import need_descriptors
 from tests.peers import Pairs, pattern, receive_until_eof
@@ -60,7 +60,9 @@ def test_equal_deadlines_on_one_connection(watcher: AccountedWatcher, pairs: Pai
     assert all(isinstance(read.error, gaio.DeadlineError) for read in reads)
 
 
-def test_deadlines_come_in_their_order_not_in_that_of_submission(watcher: AccountedWatcher, pairs: Pairs) -> None:
+def test_deadlines_come_in_their_order_not_in_that_of_submission(
+    watcher: AccountedWatcher, pairs: Pairs
+) -> None:
     late, early = pairs.tcp()[0], pairs.tcp()[0]
     reads = [watcher.read(late, timeout=0.2), watcher.read(early, timeout=0.05)]
     assert watcher.finish(*reads) == reads[::-1]
@@ -105,7 +107,9 @@ def test_tiny_timeout_without_data(watcher: AccountedWatcher, pairs: Pairs, time
 
 
 @pytest.mark.parametrize("timeout", [0, 0.0, 1e-9])
-def test_tiny_timeout_takes_what_is_already_there(watcher: AccountedWatcher, pairs: Pairs, timeout: float) -> None:
+def test_tiny_timeout_takes_what_is_already_there(
+    watcher: AccountedWatcher, pairs: Pairs, timeout: float
+) -> None:
     """timeout=0 means: what is there now, or nothing."""
     conn, peer = pairs.unix()
     peer.sendall(b"already here")

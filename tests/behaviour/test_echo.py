@@ -32,7 +32,9 @@ def echo_through(server: EchoServer, conn: socket.socket, peer: socket.socket, p
 
 @pytest.mark.parametrize("buffers", WAYS)
 @pytest.mark.parametrize("size", SIZES)
-def test_echo_returns_the_same_bytes(watcher: AccountedWatcher, pairs: Pairs, size: int, buffers: Buffers) -> None:
+def test_echo_returns_the_same_bytes(
+    watcher: AccountedWatcher, pairs: Pairs, size: int, buffers: Buffers
+) -> None:
     conn, peer = pairs.tcp()
     payload = pattern(size)
     server = EchoServer(watcher, buffers)
@@ -42,7 +44,9 @@ def test_echo_returns_the_same_bytes(watcher: AccountedWatcher, pairs: Pairs, si
 
 @pytest.mark.slow
 @pytest.mark.parametrize("buffers", WAYS)
-def test_echo_of_100_mib_returns_the_same_bytes(watcher: AccountedWatcher, pairs: Pairs, buffers: Buffers) -> None:
+def test_echo_of_100_mib_returns_the_same_bytes(
+    watcher: AccountedWatcher, pairs: Pairs, buffers: Buffers
+) -> None:
     conn, peer = pairs.tcp()
     payload = pattern(100 * MIB)
     assert echo_through(EchoServer(watcher, buffers), conn, peer, payload) == payload

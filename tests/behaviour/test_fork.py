@@ -30,9 +30,9 @@ check(watcher.wait_io(0) == [], "the read waits in the kernel")
 pid = os.fork()
 if pid == 0:
     check(watcher.closed, "the watcher is closed in the child")
-    for call in (lambda: watcher.wait_io(0), lambda: watcher.read(waiting), lambda: watcher.write(conn, b"child")):
+    for call, *arguments in ((watcher.wait_io, 0), (watcher.read, waiting), (watcher.write, conn, b"child")):
         try:
-            call()
+            call(*arguments)
         except gaio.WatcherClosedError:
             pass
         else:

@@ -7,9 +7,9 @@ import socket
 import threading
 from functools import partial
 
-import gaio
 import pytest
 
+import gaio
 from tests.accounting import AccountedWatcher
 from tests.peers import Pairs, pattern, receive_until_eof
 from tests.waiting import Background

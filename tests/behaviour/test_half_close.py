@@ -12,7 +12,9 @@ from tests.waiting import Background
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_we_still_write_after_the_peer_has_ended_its_side(watcher: AccountedWatcher, pairs: Pairs, kind: str) -> None:
+def test_we_still_write_after_the_peer_has_ended_its_side(
+    watcher: AccountedWatcher, pairs: Pairs, kind: str
+) -> None:
     conn, peer = pairs.tcp() if kind == "tcp" else pairs.unix()
     peer.shutdown(socket.SHUT_WR)
     read = watcher.read(conn)

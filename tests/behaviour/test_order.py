@@ -1,11 +1,11 @@
-"""Requests of one connection are served first come, first served; reads and writes do not hold each other up."""
+"""First come, first served on each connection; reads and writes do not hold each other up."""
 
 from __future__ import annotations
 
 import random
 import socket
 
-from tests.accounting import AccountedWatcher, Request
+from tests.accounting import AccountedWatcher
 from tests.peers import Pairs, pattern, receive_exactly
 from tests.waiting import Background
 
@@ -39,8 +39,10 @@ def test_queued_reads_share_the_stream_in_order(watcher: AccountedWatcher, pairs
     assert [bytes(buffer) for buffer in buffers] == parts
 
 
-def test_queued_reads_of_both_memories_share_the_stream_in_order(watcher: AccountedWatcher, pairs: Pairs) -> None:
-    """Some into the caller's buffers, some into the swap arena: the bytes in order of submission are the stream."""
+def test_queued_reads_of_both_memories_share_the_stream_in_order(
+    watcher: AccountedWatcher, pairs: Pairs
+) -> None:
+    """Some into the caller's buffers, some into the swap arena: put together, they are the stream."""
     conn, peer = pairs.tcp()
     payload = pattern(MIB)
     chooser = random.Random(3)
@@ -70,7 +72,9 @@ def test_many_connections_each_keep_their_order(watcher: AccountedWatcher, pairs
             watcher.write(conn, parts[number])
     finished = watcher.finish_all()
     for conn, peer, payload, parts in streams:
-        assert [request.buffer for request in finished if request.result and request.result.conn is conn] == parts
+        assert [
+            request.buffer for request in finished if request.result and request.result.conn is conn
+        ] == parts
         assert receive_exactly(peer, len(payload)) == payload
 
 
@@ -112,7 +116,9 @@ def test_a_slow_connection_does_not_hold_up_another(watcher: AccountedWatcher, p
     assert receiving.result() == payload
 
 
-def test_requests_submitted_from_a_batch_follow_those_already_queued(watcher: AccountedWatcher, pairs: Pairs) -> None:
+def test_requests_submitted_from_a_batch_follow_those_already_queued(
+    watcher: AccountedWatcher, pairs: Pairs
+) -> None:
     conn, peer = pairs.tcp()
     first = watcher.write(conn, b"first,")
     second = watcher.write(conn, b"second,")

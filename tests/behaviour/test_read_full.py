@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import socket
+import sys
 
-import gaio
 import pytest
 
+import gaio
 from tests.accounting import AccountedWatcher
 from tests.peers import Pairs, pattern
 from tests.waiting import Background
@@ -50,7 +51,9 @@ def test_read_full_leaves_the_bytes_behind_its_own(watcher: AccountedWatcher, pa
     assert second.data == b"rest"
 
 
-def test_read_takes_what_is_there_and_does_not_wait_for_a_full_buffer(watcher: AccountedWatcher, pairs: Pairs) -> None:
+def test_read_takes_what_is_there_and_does_not_wait_for_a_full_buffer(
+    watcher: AccountedWatcher, pairs: Pairs
+) -> None:
     conn, peer = pairs.unix()
     peer.sendall(b"some")
     buffer = bytearray(100)
@@ -60,7 +63,9 @@ def test_read_takes_what_is_there_and_does_not_wait_for_a_full_buffer(watcher: A
     assert buffer[:4] == b"some"
 
 
-def test_read_full_that_meets_the_end_tells_how_many_bytes_came(watcher: AccountedWatcher, pairs: Pairs) -> None:
+def test_read_full_that_meets_the_end_tells_how_many_bytes_came(
+    watcher: AccountedWatcher, pairs: Pairs
+) -> None:
     conn, peer = pairs.tcp()
     peer.sendall(b"partial")
     peer.close()
@@ -72,7 +77,9 @@ def test_read_full_that_meets_the_end_tells_how_many_bytes_came(watcher: Account
     assert buffer[:7] == b"partial"
 
 
-def test_read_full_that_meets_its_deadline_tells_how_many_bytes_came(watcher: AccountedWatcher, pairs: Pairs) -> None:
+def test_read_full_that_meets_its_deadline_tells_how_many_bytes_came(
+    watcher: AccountedWatcher, pairs: Pairs
+) -> None:
     conn, peer = pairs.unix()
     peer.sendall(b"partial")
     buffer = bytearray(100)
@@ -83,9 +90,10 @@ def test_read_full_that_meets_its_deadline_tells_how_many_bytes_came(watcher: Ac
     assert buffer[:7] == b"partial"
 
 
-@pytest.mark.skipif(not hasattr(socket, "MSG_MORE"), reason="only Linux can put data and FIN into one segment")
 def test_data_and_fin_in_one_segment_end_a_waiting_read_full(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """Both arrive as one edge. Whoever stops at the short read waits for ever: no further edge will come."""
+    if sys.platform != "linux":
+        pytest.skip("only Linux has MSG_MORE, which puts data and FIN into one segment")
     for _ in range(200):
         conn, peer = pairs.tcp()
         read = watcher.read_full(conn, bytearray(100))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import threading
 
-import gaio
 import pytest
 
+import gaio
 from tests.accounting import AccountedWatcher
 from tests.backends import Name
 from tests.peers import Pairs, receive_exactly
@@ -30,7 +30,9 @@ def test_200_forgotten_connections_are_closed(watcher: AccountedWatcher, pairs: 
     assert (stats.gc_found, stats.gc_closed, stats.conns) == (200, 200, 0)
 
 
-def test_forgotten_connections_are_closed_while_the_consumer_waits(watcher: AccountedWatcher, pairs: Pairs) -> None:
+def test_forgotten_connections_are_closed_while_the_consumer_waits(
+    watcher: AccountedWatcher, pairs: Pairs
+) -> None:
     use_and_forget(watcher, pairs, 20)
     gc.collect()
     conn, peer = pairs.tcp()

@@ -31,7 +31,9 @@ def test_reset_before_a_read(watcher: AccountedWatcher, pairs: Pairs) -> None:
     assert isinstance(read.error, ConnectionResetError)
 
 
-def test_reset_in_the_middle_of_read_full_tells_how_many_bytes_came(watcher: AccountedWatcher, pairs: Pairs) -> None:
+def test_reset_in_the_middle_of_read_full_tells_how_many_bytes_came(
+    watcher: AccountedWatcher, pairs: Pairs
+) -> None:
     conn, peer = pairs.tcp()
     buffer = bytearray(100)
     early, read = watcher.read_full(conn, bytearray(1)), watcher.read_full(conn, buffer)
@@ -63,7 +65,7 @@ def test_reset_ends_every_queued_request(watcher: AccountedWatcher, pairs: Pairs
     assert watcher.wait(0.05) == []
     reset(peer)
     watcher.finish(*reads, *writes)
-    # The kernel tells ECONNRESET once, to whom it likes; from then on a read finds the end, a write a broken pipe.
+    # The kernel tells ECONNRESET once, to whom it likes; then a read finds the end, a write a broken pipe.
     assert all(isinstance(read.error, (ConnectionResetError, EOFError)) for read in reads)
     assert all(isinstance(write.error, (ConnectionResetError, BrokenPipeError)) for write in writes)
 

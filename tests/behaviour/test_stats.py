@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gaio
-
 from tests.accounting import AccountedWatcher
 from tests.peers import Pairs
 from tests.waiting import wait_until
@@ -44,7 +43,9 @@ def test_batches_counts_what_wait_io_gave(watcher: AccountedWatcher, pairs: Pair
     assert watcher.watcher.stats()[2:4] == (10, 1)
 
 
-def test_a_submitter_that_wakes_the_watcher_thread_is_counted(watcher: AccountedWatcher, pairs: Pairs) -> None:
+def test_a_submitter_that_wakes_the_watcher_thread_is_counted(
+    watcher: AccountedWatcher, pairs: Pairs
+) -> None:
     """The thread sleeps in the kernel; without the wake-up it would not notice the request."""
     conn, peer = pairs.tcp()
     watcher.finish(watcher.write(conn, b"x"))

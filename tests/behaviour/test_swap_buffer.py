@@ -1,12 +1,12 @@
-"""Reads without a buffer: their bytes stay as they are until the next wait_io(), whatever happens meanwhile."""
+"""Reads without a buffer: their bytes stay as they are until the next wait_io(), whatever happens."""
 
 from __future__ import annotations
 
 import random
 
-import gaio
 import pytest
 
+import gaio
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.backends import Name
 from tests.peers import Pairs, pattern, receive_exactly
@@ -27,8 +27,10 @@ def test_the_result_says_that_the_buffer_is_on_loan(watcher: AccountedWatcher, p
 
 
 @pytest.mark.parametrize("swap_size", [16, 4096, 65536, MIB])
-def test_views_of_a_batch_stay_intact_while_the_next_ones_arrive(backend: Name, pairs: Pairs, swap_size: int) -> None:
-    """Several batches in a row: each is compared only after the watcher thread has received all of the next."""
+def test_views_of_a_batch_stay_intact_while_the_next_ones_arrive(
+    backend: Name, pairs: Pairs, swap_size: int
+) -> None:
+    """Each batch is looked at only after the watcher thread has received all of the next."""
     ends = [pairs.unix() for _ in range(50)]
     chooser = random.Random(swap_size)
     expected = dict.fromkeys(range(50), b"")

@@ -6,9 +6,9 @@ import random
 import threading
 from functools import partial
 
-import gaio
 import pytest
 
+import gaio
 from tests.accounting import AccountedWatcher, Request
 from tests.peers import Closable, Pairs, receive_exactly, receive_until_eof
 from tests.waiting import Background
@@ -105,7 +105,7 @@ def test_one_connection_is_adopted_once_though_eight_threads_hand_it_over(
 
 
 def test_submitting_and_freeing_race(watcher: AccountedWatcher, pairs: Pairs) -> None:
-    """Each request is refused where it was submitted, or comes back exactly once; the peer always sees the end."""
+    """Each request is refused where it was submitted, or comes back; the peer always sees the end."""
     for _ in range(50):
         conn, peer = pairs.unix()
         barrier = threading.Barrier(4)

@@ -6,24 +6,31 @@ import array
 import os
 import random
 import socket
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import gaio
 import pytest
 
+import gaio
 from tests.accounting import AccountedWatcher
 from tests.peers import Pairs, pattern, receive_exactly
 from tests.waiting import Background
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 MIB = 1 << 20
 
 
 @pytest.mark.parametrize("sequence", [list, tuple])
 def test_parts_of_every_kind_leave_in_order(
-    watcher: AccountedWatcher, pairs: Pairs, sequence: type[list[object]] | type[tuple[object, ...]]
+    watcher: AccountedWatcher, pairs: Pairs, sequence: Callable[[list[Buffer]], Sequence[Buffer]]
 ) -> None:
     conn, peer = pairs.tcp()
-    parts = sequence([b"bytes,", bytearray(b"bytearray,"), memoryview(b"--view,--")[2:7], b"", array.array("B", b"array")])
-    write = watcher.write(conn, parts)  # type: ignore[arg-type]  # a type variable cannot range over list and tuple
+    parts = sequence(
+        [b"bytes,", bytearray(b"bytearray,"), memoryview(b"--view,--")[2:7], b"", array.array("B", b"array")]
+    )
+    write = watcher.write(conn, parts)
     watcher.finish(write)
     expected = b"bytes,bytearray,view,array"
     assert write.size == len(expected)
@@ -72,7 +79,8 @@ def test_a_deadline_tells_the_progress_over_all_parts(watcher: AccountedWatcher,
 def test_vectored_and_plain_writes_keep_their_order(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, peer = pairs.tcp()
     writes = [
-        watcher.write(conn, b"%d;" % number if number % 2 else [b"%d" % number, b";"]) for number in range(200)
+        watcher.write(conn, b"%d;" % number if number % 2 else [b"%d" % number, b";"])
+        for number in range(200)
     ]
     assert watcher.finish(*writes) == writes
     expected = b"".join(b"%d;" % number for number in range(200))

@@ -44,7 +44,9 @@ def test_a_consumer_that_only_ever_polls_gets_everything(watcher: AccountedWatch
         assert read.data == b"x"
 
 
-def test_a_request_submitted_by_another_thread_wakes_the_consumer(watcher: AccountedWatcher, pairs: Pairs) -> None:
+def test_a_request_submitted_by_another_thread_wakes_the_consumer(
+    watcher: AccountedWatcher, pairs: Pairs
+) -> None:
     for _ in range(50):
         conn, peer = pairs.unix()
         peer.sendall(b"x")
@@ -83,10 +85,16 @@ def test_an_exception_of_a_signal_handler_comes_out_and_nothing_is_lost(
     assert read.data == b"x"
 
 
-def test_a_signal_whose_handler_returns_is_no_reason_to_return(watcher: AccountedWatcher, pairs: Pairs) -> None:
-    """The wait goes on for the rest of its time (PEP 475), though ctypes does not restart a call by itself."""
+def test_a_signal_whose_handler_returns_is_no_reason_to_return(
+    watcher: AccountedWatcher, pairs: Pairs
+) -> None:
+    """The wait goes on for the rest of its time (PEP 475), though ctypes restarts no call by itself."""
     calls = []
-    before = signal.signal(signal.SIGALRM, lambda number, frame: calls.append(number))
+
+    def count(number: int, frame: FrameType | None) -> None:
+        calls.append(number)
+
+    before = signal.signal(signal.SIGALRM, count)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
         start = time.monotonic()

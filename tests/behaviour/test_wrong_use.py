@@ -1,4 +1,4 @@
-"""Wrong use is refused where the caller stands, with a sentence that says what to do; nothing is lost or leaked by it."""
+"""Wrong use is refused where the caller stands, in a sentence that says what to do; nothing is lost."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gaio
 import pytest
 
+import gaio
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.backends import Name
 from tests.peers import Pairs, receive_exactly
@@ -162,7 +163,7 @@ class TestConn:
         assert_helpful(caught.value, "closed", "not open", "Bad file descriptor")
 
     def test_a_listening_socket(
-        self, unharmed: gaio.Watcher, pairs: Pairs, submit: Callable[[gaio.Watcher, Any], None]
+        self, unharmed: gaio.Watcher, submit: Callable[[gaio.Watcher, Any], None]
     ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             with pytest.raises(gaio.UnsupportedConnError) as caught:
@@ -181,7 +182,9 @@ class TestConn:
             sock.connect(listener.getsockname())  # it is still the caller's
             listener.accept()[0].close()
 
-    def test_a_regular_file(self, unharmed: gaio.Watcher, submit: Callable[[gaio.Watcher, Any], None]) -> None:
+    def test_a_regular_file(
+        self, unharmed: gaio.Watcher, submit: Callable[[gaio.Watcher, Any], None]
+    ) -> None:
         """epoll refuses what is always ready: epoll_ctl(2), EPERM."""
         with tempfile.TemporaryFile(buffering=0) as file:
             with pytest.raises(gaio.UnsupportedConnError) as caught:
@@ -219,7 +222,6 @@ class TestConn:
 
 
 def check_refused(
-    watcher: gaio.Watcher,
     pairs: Pairs,
     submit: Callable[[Any], None],
     errors: type[Exception] | tuple[type[Exception], ...],
@@ -246,7 +248,11 @@ NOT_CONTIGUOUS: dict[str, Any] = {
     "every second byte": memoryview(bytearray(10))[::2],
     "backwards": memoryview(bytearray(10))[::-1],
 }
-EMPTY: dict[str, Any] = {"bytearray": bytearray(), "memoryview": memoryview(bytearray(5))[5:], "array": array.array("B")}
+EMPTY: dict[str, Any] = {
+    "bytearray": bytearray(),
+    "memoryview": memoryview(bytearray(5))[5:],
+    "array": array.array("B"),
+}
 
 
 @pytest.mark.parametrize("call", ["read", "read_full"])
@@ -256,44 +262,44 @@ class TestBufferToRead:
 
     @pytest.mark.parametrize("buffer", NOT_WRITABLE.values(), ids=NOT_WRITABLE)
     def test_read_only(self, unharmed: gaio.Watcher, pairs: Pairs, call: str, buffer: Any) -> None:
-        check_refused(unharmed, pairs, self.submit(unharmed, call, buffer), BAD_BUFFER, "bytearray", "writable")
+        check_refused(pairs, self.submit(unharmed, call, buffer), BAD_BUFFER, "bytearray", "writable")
 
     @pytest.mark.parametrize("buffer", NO_BUFFER.values(), ids=NO_BUFFER)
     def test_no_buffer_at_all(self, unharmed: gaio.Watcher, pairs: Pairs, call: str, buffer: Any) -> None:
-        check_refused(unharmed, pairs, self.submit(unharmed, call, buffer), TypeError, "bytearray", "buffer")
+        check_refused(pairs, self.submit(unharmed, call, buffer), TypeError, "bytearray", "buffer")
 
     @pytest.mark.parametrize("buffer", NOT_CONTIGUOUS.values(), ids=NOT_CONTIGUOUS)
     def test_not_contiguous(self, unharmed: gaio.Watcher, pairs: Pairs, call: str, buffer: Any) -> None:
-        check_refused(unharmed, pairs, self.submit(unharmed, call, buffer), BAD_BUFFER, "contiguous")
+        check_refused(pairs, self.submit(unharmed, call, buffer), BAD_BUFFER, "contiguous")
 
     @pytest.mark.parametrize("buffer", EMPTY.values(), ids=EMPTY)
     def test_empty(self, unharmed: gaio.Watcher, pairs: Pairs, call: str, buffer: Any) -> None:
         submit = self.submit(unharmed, call, buffer)
-        check_refused(unharmed, pairs, submit, gaio.EmptyBufferError, "empty", "byte")
+        check_refused(pairs, submit, gaio.EmptyBufferError, "empty", "byte")
 
 
 def test_read_full_needs_a_buffer(unharmed: gaio.Watcher, pairs: Pairs) -> None:
     wrong: Any = None
-    check_refused(unharmed, pairs, lambda conn: unharmed.read_full(conn, wrong), TypeError, "buffer", "bytearray")
+    check_refused(pairs, lambda conn: unharmed.read_full(conn, wrong), TypeError, "buffer", "bytearray")
 
 
 class TestBufferToWrite:
     @pytest.mark.parametrize("buffer", ["text", ["text"], [b"bytes", "text"]], ids=repr)
     def test_text(self, unharmed: gaio.Watcher, pairs: Pairs, buffer: Any) -> None:
-        check_refused(unharmed, pairs, lambda conn: unharmed.write(conn, buffer), TypeError, "encode", "bytes")
+        check_refused(pairs, lambda conn: unharmed.write(conn, buffer), TypeError, "encode", "bytes")
 
     @pytest.mark.parametrize("buffer", [None, 7, 1.5, Ellipsis, [None], [b"bytes", 7], {1: b"x"}], ids=str)
     def test_no_buffer(self, unharmed: gaio.Watcher, pairs: Pairs, buffer: Any) -> None:
-        check_refused(unharmed, pairs, lambda conn: unharmed.write(conn, buffer), TypeError, "bytes", "buffer")
+        check_refused(pairs, lambda conn: unharmed.write(conn, buffer), TypeError, "bytes", "buffer")
 
     @pytest.mark.parametrize("buffer", [*NOT_CONTIGUOUS.values(), [b"x", NOT_CONTIGUOUS["backwards"]]])
     def test_not_contiguous(self, unharmed: gaio.Watcher, pairs: Pairs, buffer: Any) -> None:
-        check_refused(unharmed, pairs, lambda conn: unharmed.write(conn, buffer), BAD_BUFFER, "contiguous")
+        check_refused(pairs, lambda conn: unharmed.write(conn, buffer), BAD_BUFFER, "contiguous")
 
     @pytest.mark.parametrize("buffer", [b"", *EMPTY.values(), [], (), [b""], [b"", bytearray()]])
     def test_empty(self, unharmed: gaio.Watcher, pairs: Pairs, buffer: Any) -> None:
-        submit: Callable[[Any], None] = lambda conn: unharmed.write(conn, buffer)  # noqa: E731
-        check_refused(unharmed, pairs, submit, gaio.EmptyBufferError, "empty", "byte")
+        submit = partial(unharmed.write, buf=buffer)
+        check_refused(pairs, submit, gaio.EmptyBufferError, "empty", "byte")
 
 
 BAD_TIMEOUTS: dict[str, tuple[Any, tuple[type[Exception], ...]]] = {
@@ -311,12 +317,19 @@ BAD_TIMEOUTS: dict[str, tuple[Any, tuple[type[Exception], ...]]] = {
 class TestTimeout:
     @pytest.mark.parametrize("call", ["read", "read_full", "write"])
     def test_of_a_request(
-        self, unharmed: gaio.Watcher, pairs: Pairs, call: str, timeout: Any, errors: tuple[type[Exception], ...]
+        self,
+        unharmed: gaio.Watcher,
+        pairs: Pairs,
+        call: str,
+        timeout: Any,
+        errors: tuple[type[Exception], ...],
     ) -> None:
-        submit: Callable[[Any], None] = lambda conn: getattr(unharmed, call)(conn, bytearray(1), timeout=timeout)  # noqa: E731
-        check_refused(unharmed, pairs, submit, errors, "timeout")
+        submit = partial(getattr(unharmed, call), buf=bytearray(1), timeout=timeout)
+        check_refused(pairs, submit, errors, "timeout")
 
-    def test_of_wait_io(self, unharmed: gaio.Watcher, timeout: Any, errors: tuple[type[Exception], ...]) -> None:
+    def test_of_wait_io(
+        self, unharmed: gaio.Watcher, timeout: Any, errors: tuple[type[Exception], ...]
+    ) -> None:
         with pytest.raises(errors) as caught:
             unharmed.wait_io(timeout)
         assert_helpful(caught.value, "timeout")
