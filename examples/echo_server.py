@@ -66,9 +66,9 @@ def main() -> None:
             socket.create_server((options.host, options.port), backlog=1024) as listener,
             gaio.Watcher(backend=options.backend) as watcher,
         ):
+            threading.Thread(target=accept_clients, args=(listener, watcher), daemon=True).start()
             host, port = listener.getsockname()
             print(f"listening on {host}:{port}", flush=True)
-            threading.Thread(target=accept_clients, args=(listener, watcher), daemon=True).start()
             serve(watcher)
     except KeyboardInterrupt:
         pass  # leaving the `with` has closed every connection

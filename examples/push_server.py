@@ -84,10 +84,10 @@ def main() -> None:
         ):
             # Set before the first client comes: its connections inherit it.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-            host, port = listener.getsockname()
-            print(f"listening on {host}:{port}", flush=True)
             arguments = (listener, watcher, options.patience)
             threading.Thread(target=accept_clients, args=arguments, daemon=True).start()
+            host, port = listener.getsockname()
+            print(f"listening on {host}:{port}", flush=True)
             serve(watcher, options.interval, options.patience)
     except KeyboardInterrupt:
         pass  # leaving the `with` has closed every connection

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,9 @@ def test_snippets_do_what_they_say(backend: Name, program: Program) -> None:
 
 @pytest.mark.parametrize("program", [p for p in programs() if p.is_server], ids=by_name)
 def test_servers_echo(program: Program) -> None:
-    with listening(*PYTHON, "-c", program.code) as server:
+    # What asyncio leaves unclosed at Ctrl-C is not for these tests to judge.
+    python = PYTHON if "import gaio" in program.code else (sys.executable,)
+    with listening(*python, "-c", program.code) as server:
         for seed in range(3):
             with server.client() as client:
                 client.sendall(pattern(1000, seed))
