@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 from functools import partial
 
@@ -11,7 +12,7 @@ import pytest
 import gaio
 from tests.accounting import AccountedWatcher, Request
 from tests.peers import Closable, Pairs, receive_exactly, receive_until_eof
-from tests.waiting import Background
+from tests.waiting import LIMIT, Background
 
 THREADS = 8
 
@@ -127,6 +128,38 @@ def test_submitting_and_freeing_race(watcher: AccountedWatcher, pairs: Pairs) ->
         watcher.free(conn)
         watcher.finish_all()
         assert set(receive_until_eof(peer)) <= set(b"x")
+
+
+def test_a_consumer_about_to_sleep_overlooks_no_request(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """Submitters look whether it sleeps while it falls asleep; threads change after every few bytecodes."""
+    rounds = 3000
+    ends = [pairs.unix() for _ in range(4)]
+    turns = {id(conn): threading.Semaphore(1) for conn, _ in ends}
+
+    def submit(conn: Closable) -> None:
+        for _ in range(rounds):
+            assert turns[id(conn)].acquire(timeout=LIMIT)
+            watcher.write(conn, b"x")
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        submitting = [Background(partial(submit, conn)) for conn, _ in ends]
+        receiving = [Background(partial(receive_exactly, peer, rounds)) for _, peer in ends]
+        finished = 0
+        while finished < rounds * len(ends):
+            batch = watcher.wait(5)
+            assert batch, f"nothing happened any more after {finished} writes: {watcher.watcher.stats()}"
+            finished += len(batch)
+            for request in batch:
+                assert request.result is not None
+                turns[id(request.result.conn)].release()
+    finally:
+        sys.setswitchinterval(interval)
+    for thread in submitting:
+        thread.result()
+    for peer in receiving:
+        assert peer.result() == b"x" * rounds
 
 
 def test_the_consumer_may_change_from_thread_to_thread(watcher: AccountedWatcher, pairs: Pairs) -> None:
