@@ -13,13 +13,16 @@ from gaio.errors import (
     UnsupportedConnError,
     WatcherClosedError,
 )
-from gaio.result import READ, WRITE, Operation, OpResult
+from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, WRITE, Operation, OpResult
 from gaio.watcher import Backend, BackendName, HasFileno, Stats, Watcher, backends
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ACCEPT",
+    "CONNECT",
     "READ",
+    "SHUTDOWN",
     "WRITE",
     "Backend",
     "BackendName",

@@ -19,8 +19,8 @@ import weakref
 from typing import Any
 
 from gaio.errors import GaioError, UnsupportedConnError
-from gaio.platform import DATAGRAM, FILE, SEQPACKET, SOCKET, STREAM, _sockets
-from gaio.result import OpResult
+from gaio.platform import DATAGRAM, FILE, LISTENER, SEQPACKET, SOCKET, STREAM, _sockets
+from gaio.result import ACCEPT, CONNECT, SHUTDOWN, Operation, OpResult
 
 
 NO_MORE: Any = OpResult()  # as the tail of a queue: it takes no more requests
@@ -88,25 +88,42 @@ def descriptor_of(conn: Any) -> int:
     return fd
 
 
-def kind_of(fd: int) -> int:
-    """How bytes move on this descriptor; `UnsupportedConnError` when none ever will.
+def is_socket(fd: int) -> bool:
+    return stat.S_ISSOCK(os.fstat(fd).st_mode)
 
-    `OSError` when the number is not an open descriptor.
-    """
-    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+
+def kind_of(fd: int) -> int:
+    """How bytes move on this descriptor, see gaio/platform; `OSError` when the number is not an open descriptor."""
+    if not is_socket(fd):
         return FILE
     if _sockets.option(fd, socket.SO_ACCEPTCONN):
-        raise UnsupportedConnError("conn is a listening socket: accept() from it and submit what that returns")
+        return LISTENER
     type_of_socket = _sockets.option(fd, socket.SO_TYPE)
     if type_of_socket == socket.SOCK_DGRAM:
         return DATAGRAM
     if type_of_socket == socket.SOCK_SEQPACKET:
         return SEQPACKET
-    family, port = _sockets.family_and_port(fd)
+    family, _ = _sockets.family_and_port(fd)
     if type_of_socket != socket.SOCK_STREAM or family not in (socket.AF_INET, socket.AF_INET6):
         return SOCKET
-    # One that was connected has kept its local port, even when its peer has reset it already, which is for the first
-    # read to report.
-    if not port:
-        raise UnsupportedConnError("conn is not connected: connect() it before submitting requests")
     return STREAM
+
+
+def check_kind(kind: int, operation: Operation) -> None:
+    """`UnsupportedConnError` when a descriptor of this kind can never do that."""
+    if (operation is ACCEPT) != (kind == LISTENER):
+        raise UnsupportedConnError(
+            "the listener does not listen: pass what socket.create_server() returned"
+            if operation is ACCEPT
+            else "conn is a listening socket: accept() from it and submit what that returns"
+        )
+    if kind == FILE and operation in (CONNECT, SHUTDOWN):
+        raise UnsupportedConnError(f"conn is no socket: {operation.name.lower()}() is for sockets")
+
+
+def check_connected(fd: int, kind: int) -> None:
+    """`UnsupportedConnError` when it is a TCP socket that never was."""
+    # A TCP socket that was connected has kept its local port, even when its peer has reset it already, which is for
+    # the first read to report.
+    if kind == STREAM and not _sockets.family_and_port(fd)[1]:
+        raise UnsupportedConnError("conn is not connected: connect() it before submitting requests")

@@ -30,16 +30,23 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import threading
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gaio import platform
 from gaio.connection import NO_MORE, Connection, RequestQueue
 from gaio.deadlines import Deadline, Deadlines
-from gaio.errors import ConnClosedError, DeadlineError, GaioError, WatcherClosedError
-from gaio.platform import DATAGRAM, _libc
-from gaio.result import READ, OpResult
+from gaio.errors import (
+    ConnClosedError,
+    DeadlineError,
+    GaioError,
+    UnsupportedConnError,
+    WatcherClosedError,
+)
+from gaio.platform import DATAGRAM, LISTENER, _libc
+from gaio.result import ACCEPT, CONNECT, UNDER_WAY, WRITE, AcceptResult, OpResult
 from gaio.swap import SwapArena
 
 if TYPE_CHECKING:
@@ -53,9 +60,26 @@ GRACE = 0.010
 IDLE_TICKS = 100
 
 _ECANCELED = -errno.ECANCELED
+# How long an accept that ran out of descriptors is held back before its error is delivered, in seconds.
+REST = 0.1
+
 # Results that mean "not yet", so that the request is started again. -ECANCELED is one where nobody asked
 # for it: the kernel cancels what a thread had submitted to io_uring when that thread exits.
 _START_AGAIN = (-errno.EINTR, -errno.EAGAIN, _ECANCELED)
+# accept(2): errors of a connection that has gone before it was accepted; the next one may be well.
+_LOST_IN_THE_BACKLOG = (
+    -errno.EAGAIN,
+    -errno.ECONNABORTED,
+    -errno.EPROTO,
+    -errno.ENETDOWN,
+    -errno.ENETUNREACH,
+    -errno.EHOSTDOWN,
+    -errno.EHOSTUNREACH,
+    -errno.ENOPROTOOPT,
+    -errno.EOPNOTSUPP,
+)
+# accept(2): the process or the system has no descriptor or memory left. The connection stays in the backlog.
+_OUT_OF_DESCRIPTORS = (-errno.EMFILE, -errno.ENFILE, -errno.ENOBUFS, -errno.ENOMEM)
 
 
 class Release:
@@ -70,18 +94,34 @@ class Release:
         self.forgotten = forgotten  # the collector asked for it, not the caller
 
 
+class HandBack(Release):
+    """An item of the inbox: part with this connection without closing it."""
+
+    __slots__ = ("done", "error", "owner")
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self.done = False
+        self.error: Exception | None = None
+        self.owner: list[Any] = []  # of the descriptor, once the loop has parted with it
+
+
 class Loop:
     """Everything of a watcher but the handle that its user holds, so that the handle can be collected."""
 
     def __init__(self, backend: str, swap_size: int) -> None:
-        # Shared with submitters; a single dictionary operation at a time, each atomic in itself.
+        # Shared with submitters; a single dictionary or set operation at a time, each atomic in itself.
         self.connections: dict[int, Connection] = {}  # id(conn) -> its connection, while it takes requests
+        self.listeners: dict[int, Connection] = {}  # the same for listening sockets, which only accept
+        self.connecting: set[int] = set()  # tokens of the connections with a connect() under way
         self.descriptors: dict[int, Connection] = {}  # token -> connection, from delegation until it is closed
         self.inbox: list[Any] = []
         self.sleeping = False
         self.wanted = False
         self.closing = False
         self.closed = False
+        self.nested = False  # another event loop waits for the backend's descriptor, see Watcher.fileno()
+        self.alarm: float | None = None  # the next deadline, for the watcher thread when nested
         self.failure: Exception | None = None  # what a turn in the watcher thread raised, until wait_io() raises it
 
         self.watch = threading.RLock()
@@ -99,6 +139,7 @@ class Loop:
         self.partial: list[OpResult] = []  # came back with work left, to be started again
         # Given up, not closed yet -> its number among those that the collector found, 0 if the caller freed it.
         self.leaving: dict[Connection, int] = {}
+        self.resting: dict[OpResult, None] = {}  # accepts that ran out of descriptors, held back for a moment
         self.dying: list[int] = []  # the descriptor being closed
         self.deadlines: Deadlines[OpResult] = Deadlines()
         self.cut_short = False
@@ -118,6 +159,9 @@ class Loop:
         found = self.gc_found
         return found - sum(1 for number in list(self.leaving.values()) if 0 < number <= found)
 
+    def table_of(self, connection: Connection) -> dict[int, Connection]:
+        return self.listeners if connection.kind == LISTENER else self.connections
+
     def rouse(self) -> None:
         """After an append to the inbox that found `sleeping` set."""
         if self.closed:
@@ -128,7 +172,7 @@ class Loop:
 
     def forget(self, connection: Connection) -> None:
         """The finalizer of a caller's object that was collected: any thread, between any two bytecodes."""
-        self.connections.pop(connection.key, None)
+        self.table_of(connection).pop(connection.key, None)
         if not self.closed:
             self.inbox.append(Release(connection, forgotten=True))
             if self.sleeping:
@@ -156,11 +200,61 @@ class Loop:
 
     def give_up(self, connection: Connection) -> None:
         """A delegation failed after the backend was told of it: undone by whoever has the watch, as a free() is."""
-        if self.connections.get(connection.key) is connection:
-            del self.connections[connection.key]
+        table = self.table_of(connection)
+        if table.get(connection.key) is connection:
+            del table[connection.key]
         self.inbox.append(Release(connection))
         if self.sleeping:
             self.rouse()
+
+    def hand_back(self, connection: Connection) -> socket.socket:
+        """Part with a connection that has nothing pending, and make a socket of it again."""
+        item = HandBack(connection)
+        thread = threading.get_ident()
+        if thread in self.inside:
+            raise RuntimeError("detach() was called from within another call, by a signal handler or a finalizer")
+        self.inbox.append(item)
+        if self.sleeping:
+            self.rouse()
+        try:
+            self.inside.add(thread)
+            # Whoever has the watch does it; when nobody has, this thread does.
+            while not item.done and not self.closed:
+                if self.watch.acquire(timeout=GRACE):
+                    if not self.closed:
+                        self.turn(0)
+                    self.watch.release()
+            self.inside.discard(thread)
+        except BaseException:
+            self.step_aside()
+            raise
+        if item.error is not None:
+            raise item.error
+        if not item.owner:
+            raise WatcherClosedError("the watcher was closed meanwhile")
+        return _libc.socket_of(item.owner[0])
+
+    def nest(self) -> None:
+        """From now on another event loop is the consumer, and waits on the backend's descriptor."""
+        if self.nested:
+            return
+        thread = threading.get_ident()
+        if thread in self.inside:
+            raise RuntimeError("fileno() was called from within another call, by a signal handler or a finalizer")
+        self.nested = True
+        self.ring_doorbell()
+        try:
+            self.inside.add(thread)
+            if not self.watch.acquire(blocking=False):
+                self.take_over()
+            self.turn(0)  # a ring listens for wake-ups only once it has been entered
+            self.before_nesting()
+            self.backend.wake()
+            self.watch.release()
+            self.inside.discard(thread)
+        except BaseException:
+            self.step_aside()
+            raise
 
     # --- the consumer ---------------------------------------------------------------------------------------
 
@@ -210,9 +304,21 @@ class Loop:
             self.completions += len(batch)
             self.batches += 1
         self.visits += 1
+        if self.nested:
+            self.before_nesting()
         self.watch.release()
         self.inside.discard(thread)
         return batch
+
+    def before_nesting(self) -> None:
+        """See to it that the descriptor turns readable when there is something to do, see Watcher.fileno()."""
+        self.sleeping = True
+        if self.ready or self.inbox.copy():
+            self.backend.wake()
+        when = self.deadlines.earliest()
+        if when is not None and (self.alarm is None or when < self.alarm):
+            self.alarm = when
+            self.ring_doorbell()
 
     def take_over(self) -> None:
         """Ask the watcher thread for the watch and wait for it.
@@ -255,7 +361,7 @@ class Loop:
         """Do the work whenever the consumer does not; return when the loop is closed."""
         while self.stand_by():
             try:
-                while not (self.wanted or self.closing):
+                while not (self.wanted or self.closing or self.nested):
                     self.turn(None)
                 if self.closing:
                     self.shut()
@@ -270,6 +376,9 @@ class Loop:
         """Return with the watch when the consumer stays away from it; False when the loop is closed."""
         idle = 0
         while not self.closing:
+            if self.nested:
+                self.watch_the_clock()
+                continue
             seen = self.visits
             self.doorbell.acquire(timeout=GRACE)
             if self.visits != seen or self.failure is not None:
@@ -287,6 +396,15 @@ class Loop:
             return True
         self.watch.release()
         return False
+
+    def watch_the_clock(self) -> None:
+        """What is left to the watcher thread when nested: wake the other loop when a deadline passes."""
+        alarm = self.alarm
+        if self.doorbell.acquire(timeout=-1 if alarm is None else max(0.0, alarm - monotonic())):
+            return  # another deadline is the first now, or the loop is closing
+        if self.alarm == alarm:
+            self.alarm = None
+        self.backend.wake()
 
     # --- a turn ---------------------------------------------------------------------------------------------
 
@@ -368,7 +486,8 @@ class Loop:
                     self.partial.append(request)
                     continue
             elif not self.judge(request, queue, result):
-                self.partial.append(request)
+                if request not in self.resting:
+                    self.partial.append(request)
                 continue
             # First in the outbox, then out of the queue: see recover().
             outbox.append(request)
@@ -387,6 +506,8 @@ class Loop:
 
         An `error` that is set already is why it was cancelled. It holds only if the request did not finish first.
         """
+        if request.operation > WRITE:
+            return self.judge_other(request, queue, result)
         size = request._offset
         if result > 0:
             request.size = size + result
@@ -412,6 +533,34 @@ class Loop:
         request.error = EOFError("the peer has closed its side: there is nothing more to read")
         return True
 
+    def judge_other(self, request: OpResult, queue: RequestQueue, result: int) -> bool:
+        """The same for requests that move no bytes; their `error` is UNDER_WAY until something cancels them."""
+        accepts = request.operation is ACCEPT
+        if result >= 0:
+            if accepts:
+                cast(AcceptResult, request).own(result)
+            request.error = None
+        elif result in (_ECANCELED, -errno.EINTR) or (accepts and result in _LOST_IN_THE_BACKLOG):
+            if request.error is UNDER_WAY:
+                return False
+        else:
+            overtaken = request.error is not UNDER_WAY
+            request.error = OSError(-result, os.strerror(-result))
+            if accepts and result in _OUT_OF_DESCRIPTORS and not overtaken:
+                self.rest(request)
+                return False
+        if request.operation is CONNECT:
+            self.connecting.discard(queue.descriptor.token)
+        return True
+
+    def rest(self, request: OpResult) -> None:
+        """Hold an accept that failed back for a moment, so that a loop around it does not spin."""
+        if request._deadline is not None:
+            self.deadlines.call_off(request._deadline)
+        request._deadline = Deadline(monotonic() + REST, request)
+        self.deadlines.add(request._deadline)
+        self.resting[request] = None
+
     # --- what cuts requests off -----------------------------------------------------------------------------
 
     def expire(self, timeout: float | None) -> float | None:
@@ -422,7 +571,10 @@ class Loop:
             request = deadlines.expired(now)
             if request is None:
                 break
-            self.cut_off(request, DeadlineError(f"timed out after {request.size} bytes"))
+            if request in self.resting:
+                self.cut_off(request, request.error)
+            else:
+                self.cut_off(request, DeadlineError(f"timed out after {request.size} bytes"))
             if request._deadline is not None:
                 deadlines.call_off(request._deadline)
         when = deadlines.earliest()
@@ -431,14 +583,20 @@ class Loop:
         remaining = max(0.0, when - now)
         return remaining if timeout is None else min(timeout, remaining)
 
-    def cut_off(self, request: OpResult, error: GaioError) -> None:
+    def cut_off(self, request: OpResult, error: Exception | None) -> None:
         """Have the request end with this error, unless it finishes first."""
         queue = request._queue
         if queue is None:
             return  # it has finished
         if queue.head is request:
             request.error = error
-            self.backend.cancel(request)
+            if request in self.resting:
+                # Off the list first: should this be cut short in between, it is simply started again.
+                del self.resting[request]
+                request._result = _ECANCELED
+                self.backend.completed.append(request)
+            else:
+                self.backend.cancel(request)
             return
         # Behind the head nothing has been started: it can go at once.
         before: Any = queue.head
@@ -467,6 +625,9 @@ class Loop:
     def release(self, item: Release, reason: type[GaioError] = ConnClosedError) -> None:
         """Give a connection up: its requests end with `reason`, then its descriptor is closed."""
         connection = item.connection
+        if type(item) is HandBack:
+            self.part_with(item)
+            return
         if connection is None or connection.fd < 0:
             return
         # The number is kept with the connection, so that this can be cut short and done again without counting twice.
@@ -477,6 +638,28 @@ class Loop:
             queues = connection.queues()
         for queue in queues:
             self.turn_down(queue)
+
+    def part_with(self, item: HandBack) -> None:
+        connection: Any = item.connection
+        if not item.owner:  # else this was cut short, and goes on
+            if connection.overtaken is not None:
+                item.error = UnsupportedConnError("conn has been freed meanwhile")
+            elif any(queue.head is not None for queue in connection.queues()):
+                item.error = RuntimeError("requests are pending: detach() when their results have come, or free()")
+            if item.error is not None:
+                item.done = True
+                return
+            self.backend.unregister(connection)
+            item.owner.extend(map(_libc.owner_of, (connection.fd,)))
+        connection.fd = -1
+        with self.delegation:
+            connection.overtaken = ConnClosedError
+            for queue in connection.queues():
+                queue.tail = NO_MORE
+        self.table_of(connection).pop(connection.key, None)
+        self.descriptors.pop(connection.token, None)
+        connection.finalizer.detach()
+        item.done = True
 
     def dismiss(self) -> None:
         """Close the descriptors of connections that were given up and have nothing under way any more."""
@@ -514,6 +697,7 @@ class Loop:
             while self.descriptors:
                 self.turn(None)
             self.connections.clear()
+            self.listeners.clear()
             self.closed = True
         elif self.cut_short:
             self.recover()
@@ -547,6 +731,7 @@ class Loop:
             connection.overtaken = WatcherClosedError
             _libc.close_all([connection.fd] if connection.fd >= 0 else [])
         self.connections.clear()
+        self.listeners.clear()
         self.descriptors.clear()
         self.backend.abandon()
         self.backend = CLOSED_BACKEND
@@ -563,7 +748,7 @@ class Loop:
             if request._deadline is not None:
                 self.deadlines.call_off(request._deadline)
         backend.completed[:] = [request for request in backend.completed if id(request) not in finished]
-        started = {id(request) for request in held} | {id(request) for request in backend.completed}
+        started = {id(request) for request in (*held, *backend.completed, *self.resting)}
 
         for connection in self.leaving:
             if self.dying and self.dying[0] == connection.fd:

@@ -5,6 +5,7 @@ A request's memory is one of
     bytes         a write: immutable, so holding the object is enough to keep its address good
     Pinned        a caller's buffer, exported so that it can be neither resized nor freed meanwhile
     Vector        many of those, one vectored write
+and of requests that move no bytes: a SocketAddress to connect to, None to shut down or to accept.
 
 Ownership: the request holds its memory from the moment it is submitted until its result is made. That is
 what keeps the address valid, so nothing may drop a request that the kernel still holds.
@@ -82,6 +83,16 @@ class PinnedReadOnly(Pinned):
             self.address = export.buf or 0
         finally:
             _PyBuffer_Release(export)  # which does nothing when there was no export
+
+
+class SocketAddress:
+    """Where a connect() goes: not memory that bytes move through, but memory the kernel reads all the same."""
+
+    __slots__ = ("data", "begun")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data  # struct sockaddr
+        self.begun = False  # for the backend: the first attempt has been made
 
 
 class iovec(ctypes.Structure):

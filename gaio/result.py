@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
+
+from gaio.platform import _libc
 
 if TYPE_CHECKING:
     from gaio.deadlines import Deadline
@@ -14,10 +17,19 @@ class Operation(IntEnum):
 
     READ = 0
     WRITE = 1
+    ACCEPT = 2
+    CONNECT = 3
+    SHUTDOWN = 4
 
 
 READ: Final = Operation.READ
 WRITE: Final = Operation.WRITE
+ACCEPT: Final = Operation.ACCEPT
+CONNECT: Final = Operation.CONNECT
+SHUTDOWN: Final = Operation.SHUTDOWN
+
+
+UNDER_WAY = Exception("the request is under way")  # the `error` of a request that moves no bytes, until it ends
 
 
 class OpResult:
@@ -64,6 +76,35 @@ class OpResult:
         """Whether `buffer` lives in the swap arena, and so is valid until the next `wait_io()` only."""
         return self.operation is READ and self._length == 0 and self.buffer is not None
 
+    @property
+    def accepted(self) -> socket.socket | None:
+        """Of an ACCEPT that succeeded: the new connection, a plain socket that is not delegated. Else None."""
+        return None
+
     def __repr__(self) -> str:
         state = "pending" if self._queue is not None else repr(self.error) if self.error else "ok"
         return f"<OpResult {self.operation.name} size={self.size} {state} conn={self.conn!r}>"
+
+
+class AcceptResult(OpResult):
+    """The result of an ACCEPT: it owns the new connection until the caller takes it, and closes it otherwise."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self) -> None:
+        self._connection: list[Any] = []  # empty, or the owner of the descriptor, or the socket made of it
+
+    def own(self, fd: int) -> None:
+        """Keep the descriptor that accept(2) returned. Done twice it is kept once: by C code, in one step."""
+        if not self._connection:
+            self._connection.extend(map(_libc.owner_of, (fd,)))
+
+    @property
+    def accepted(self) -> socket.socket | None:
+        connection = self._connection
+        if not connection:
+            return None
+        if not isinstance(connection[0], socket.socket):
+            connection[0] = _libc.socket_of(connection[0])
+        accepted: socket.socket = connection[0]
+        return accepted

@@ -9,6 +9,7 @@ import errno
 import itertools
 import math
 import os
+import socket
 import sys
 import threading
 import weakref
@@ -18,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from gaio import platform
-from gaio.connection import Connection, RequestQueue, descriptor_of, kind_of
+from gaio.connection import Connection, RequestQueue, check_connected, check_kind, descriptor_of, is_socket, kind_of
 from gaio.deadlines import Deadline
 from gaio.errors import (
     BackendUnavailableError,
@@ -27,10 +28,10 @@ from gaio.errors import (
     WatcherClosedError,
 )
 from gaio.loop import Loop, Release
-from gaio.memory import COPY_LIMIT, memory_for_write, pin_for_read
-from gaio.platform import _libc
+from gaio.memory import COPY_LIMIT, SocketAddress, memory_for_write, pin_for_read
+from gaio.platform import DATAGRAM, FILE, _libc, _sockaddr, _sockets
 from gaio.platform._affinity import set_thread_affinity
-from gaio.result import READ, WRITE, Operation, OpResult
+from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, UNDER_WAY, WRITE, AcceptResult, Operation, OpResult
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer, Self
@@ -137,7 +138,11 @@ class Watcher:
             if connection.conn() is not conn:
                 raise KeyError
         except KeyError:
-            connection = self._delegate(conn)
+            # Nothing is delegated for a request that will be refused.
+            if buf is not None:
+                pin_for_read(buf)
+            _vet(timeout)
+            connection = self._delegate(conn, READ)
         request = _new_request(OpResult)
         if buf is None:
             request._memory = None
@@ -167,9 +172,10 @@ class Watcher:
         Should the stream end, fail or time out before, the result has the error, and `size` tells how many bytes of
         the buffer were filled.
         """
-        connection = self._connection(conn)
         memory, length = pin_for_read(buf)
-        self._submit(READ, conn, connection.reads, buf, memory, length, context, timeout)
+        _vet(timeout)
+        connection = self._connection(conn, READ)
+        self._submit(OpResult(), READ, conn, connection.reads, buf, memory, length, context, timeout)
 
     def write(
         self,
@@ -193,7 +199,9 @@ class Watcher:
             if connection.conn() is not conn:
                 raise KeyError
         except KeyError:
-            connection = self._delegate(conn)
+            memory_for_write(buf)
+            _vet(timeout)
+            connection = self._delegate(conn, WRITE)
         queue = connection.writes or self._open_writes(connection)
         request = _new_request(OpResult)
         if type(buf) is bytes and buf:
@@ -219,23 +227,88 @@ class Watcher:
         if self._loop.sleeping:
             self._rouse(request)
 
+    def accept(self, listener: HasFileno, *, context: Any = None, timeout: float | None = None) -> None:
+        """Take the next connection from a listening socket, which the first request delegates.
+
+        The result's `accepted` is a plain, blocking `socket.socket` that is not delegated: set its options, shake
+        hands, and submit it when it is ready. Accepts of one listener complete in order. When the process has no
+        descriptors left (EMFILE), the error arrives after a tenth of a second, so that a loop that accepts
+        again and again does not spin, and the connection stays in the backlog.
+
+        `context`, `timeout`, threads and errors as in `read()`.
+        """
+        _vet(timeout)
+        connection = self._connection(listener, ACCEPT)
+        self._submit(AcceptResult(), ACCEPT, listener, connection.reads, None, None, 0, context, timeout)
+
+    def connect(
+        self, conn: HasFileno, address: Any, *, context: Any = None, timeout: float | None = None
+    ) -> None:
+        """Connect a socket that is not connected yet: `(host, port)` for IPv4 and IPv6, a path for Unix sockets.
+
+        The host must be an IP address, because looking a name up would block. Requests submitted meanwhile wait
+        for it. Refused, unreachable, timed out: the error is in the result, and the socket may be connected again,
+        though some systems want a fresh one.
+
+        Raises `UnsupportedConnError` when it is connected or connecting already, `TypeError` or `ValueError` for what
+        is no address of its family; otherwise as `read()`.
+        """
+        _vet(timeout)
+        known = self._known(conn)
+        fd = known.fd if known is not None else descriptor_of(conn)
+        sockaddr = _sockaddr.pack(_sockets.family_and_port(fd)[0] if is_socket(fd) else -1, address)
+        connection = known or self._delegate(conn, CONNECT)
+        self._one_at_a_time(self._begin_connecting, connection)
+        queue = connection.writes or self._open_writes(connection)
+        memory = SocketAddress(sockaddr)
+        self._submit(OpResult(), CONNECT, conn, queue, None, memory, 0, context, timeout)
+
+    def _begin_connecting(self, connection: Connection) -> None:
+        connecting = self._loop.connecting
+        if connection.token in connecting or (connection.kind != DATAGRAM and _sockets.has_peer(connection.fd)):
+            raise UnsupportedConnError("conn is connected or connecting already: connect a new socket instead")
+        connecting.add(connection.token)
+
+    def shutdown(self, conn: HasFileno, *, context: Any = None) -> None:
+        """End the outgoing direction when every write before is done: the peer reads to the end and then sees it.
+
+        Reads go on. Writes submitted later fail with EPIPE. See shutdown(2), SHUT_WR. Errors as in `read()`.
+        """
+        connection = self._connection(conn, SHUTDOWN)
+        queue = connection.writes or self._open_writes(connection)
+        self._submit(OpResult(), SHUTDOWN, conn, queue, None, None, 0, context, None)
+
+    def detach(self, conn: HasFileno) -> socket.socket:
+        """Take a connection back from the watcher: returns a fresh, blocking socket for it, with no byte lost.
+
+        Any thread. Raises `RuntimeError` while requests of it are pending (wait for them, or `free()` it), and
+        `UnsupportedConnError` when it is no socket or was never delegated here.
+        """
+        connection = self._known(conn)
+        if connection is None:
+            raise UnsupportedConnError(f"conn was never submitted to this watcher, or has been freed: {conn!r}")
+        if connection.kind == FILE:
+            raise UnsupportedConnError("conn is no socket: only sockets can be handed back")
+        return self._loop.hand_back(connection)
+
     def free(self, conn: HasFileno) -> None:
         """Give the connection up: requests still pending complete with `ConnClosedError`, then it is closed.
 
         An object that was never delegated is simply closed; one that was freed before is left alone. Any thread.
         Raises `UnsupportedConnError` for what is no connection at all.
         """
-        connection = self._connections.get(id(conn))
-        if connection is None or connection.conn() is not conn:
+        connection = self._known(conn)
+        if connection is None:
             self._close_undelegated(conn)
             return
         self._inbox.append(Release(connection))
-        self._connections.pop(connection.key, None)
+        self._loop.table_of(connection).pop(connection.key, None)
         if self._loop.sleeping:
             self._loop.rouse()
 
     def _submit(
         self,
+        request: OpResult,
         operation: Operation,
         conn: HasFileno,
         queue: RequestQueue,
@@ -245,13 +318,12 @@ class Watcher:
         context: Any,
         timeout: float | None,
     ) -> None:
-        request = OpResult()
         request.operation = operation
         request.conn = conn
         request.context = context
         request.buffer = buffer
         request.size = 0
-        request.error = None
+        request.error = None if operation is READ else UNDER_WAY
         request._queue = queue
         request._next = None
         request._memory = memory
@@ -270,14 +342,23 @@ class Watcher:
 
     # --- delegation -----------------------------------------------------------------------------------------
 
-    def _connection(self, conn: HasFileno) -> Connection:
-        connection = self._connections.get(id(conn))
-        if connection is None or connection.conn() is not conn:
-            return self._delegate(conn)
+    def _known(self, conn: HasFileno) -> Connection | None:
+        connection = self._connections.get(id(conn)) or self._loop.listeners.get(id(conn))
+        return connection if connection is not None and connection.conn() is conn else None
+
+    def _connection(self, conn: HasFileno, operation: Operation) -> Connection:
+        connection = self._known(conn)
+        if connection is None:
+            return self._delegate(conn, operation)
+        check_kind(connection.kind, operation)
         return connection
 
-    def _delegate(self, conn: HasFileno) -> Connection:
-        return self._one_at_a_time(self._take_descriptor, conn)
+    def _delegate(self, conn: HasFileno, operation: Operation) -> Connection:
+        """Delegate an object that is not known yet, for a first request of this kind."""
+        known = self._known(conn)
+        if known is not None:  # a listener, which the fast paths do not look for
+            check_kind(known.kind, operation)
+        return self._one_at_a_time(self._take_descriptor, (conn, operation))
 
     def _open_writes(self, connection: Connection) -> RequestQueue:
         return self._one_at_a_time(Connection.open_writes, connection)
@@ -299,16 +380,20 @@ class Watcher:
             raise
         return outcome
 
-    def _take_descriptor(self, conn: HasFileno) -> Connection:
+    def _take_descriptor(self, request: tuple[HasFileno, Operation]) -> Connection:
         """Take the caller's descriptor over: duplicate it, register the duplicate, close the original."""
+        conn, operation = request
         loop = self._loop
         if loop.closing:
             raise WatcherClosedError(_CLOSED)
-        known = self._connections.get(id(conn))
+        known = self._connections.get(id(conn)) or loop.listeners.get(id(conn))
         if known is not None and known.conn() is conn:
             return known  # another thread was faster
         fd = descriptor_of(conn)
         kind = kind_of(fd)
+        check_kind(kind, operation)
+        if operation is not CONNECT:
+            check_connected(fd, kind)
         duplicates: list[int] = []
         token = next(self._tokens)
         try:
@@ -329,7 +414,7 @@ class Watcher:
                 loop.forget(known)  # its object died, and an interruption kept its finalizer from saying so
             connection.finalizer = weakref.finalize(conn, loop.forget, connection)
             connection.finalizer.atexit = False
-            self._connections[connection.key] = connection
+            loop.table_of(connection)[connection.key] = connection
         except BaseException:
             if token in loop.descriptors:
                 # Perhaps the kernel knows it already, and epoll would keep it while the original is open.
@@ -405,6 +490,21 @@ class Watcher:
             raise
         loop.thread.join()
 
+    def fileno(self) -> int:
+        """A descriptor that polls as readable when `wait_io(0)` has something to do or to give.
+
+        So a watcher nests in another event loop: watch it for reading there, and call `wait_io(0)` when it is
+        readable. From the first call on, that loop is the consumer: the watcher thread does no I/O any more, and only
+        sees to it that deadlines make the descriptor readable. Do not read from it, nor close it.
+
+        Raises `WatcherClosedError` when the watcher is closed.
+        """
+        loop = self._loop
+        if loop.closing:
+            raise WatcherClosedError(_CLOSED)
+        loop.nest()
+        return loop.backend.fileno()
+
     @property
     def closed(self) -> bool:
         """Whether `close()` was called, or the process was forked since the watcher was made."""
@@ -418,7 +518,7 @@ class Watcher:
     def stats(self) -> Stats:
         """Counters, for monitoring. Any thread. Takes time in proportion to the number of connections."""
         loop = self._loop
-        pending = sum(1 for item in loop.inbox.copy() if type(item) is OpResult)
+        pending = sum(1 for item in loop.inbox.copy() if isinstance(item, OpResult))
         for connection in list(loop.descriptors.values()):
             for queue in connection.queues():
                 request = queue.head
@@ -426,7 +526,7 @@ class Watcher:
                     pending += 1
                     request = request._next
         return Stats(
-            conns=len(self._connections),
+            conns=len(self._connections) + len(loop.listeners),
             pending=pending,
             completions=loop.completions,
             batches=loop.batches,
@@ -486,6 +586,11 @@ def _seconds(timeout: float) -> float:
             return timeout
         raise ValueError(f"timeout must be a finite number of seconds, 0 or more, not {timeout!r}: None waits for ever")
     raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
+
+
+def _vet(timeout: float | None) -> None:
+    if timeout is not None:
+        _seconds(timeout)
 
 
 def _deadline(timeout: float, request: OpResult) -> Deadline[OpResult]:

@@ -22,6 +22,7 @@ One result language: `request._result` is a number n >= 0 as the system call ret
     wake()                  make the wait() under way, or the next one, return. Any thread.
     hand_over()             swap memory written so far is being delivered to the caller.
     give_back()             swap memory delivered before may be written again.
+    fileno()                a descriptor that polls as readable when wait(0) would find something, and after wake().
     settle()                after an exception cut any of these calls short: finish what the kernel had answered
                             already, and return the requests that the kernel still holds. Everything else that has
                             not completed will be started again. Called twice: in the thread that was interrupted,
@@ -51,15 +52,15 @@ SOCKET = 1  # any other stream socket
 DATAGRAM = 2  # no bytes is a message, not the end
 SEQPACKET = 3
 FILE = 4  # a pipe, terminal, eventfd …: read(2) and write(2) instead of recv(2) and send(2)
+LISTENER = 5  # a listening socket: its inbound requests accept(2), and return the descriptor; it must not block
 
 
 class Request(Protocol):
     """What a backend sees of a request."""
 
-    operation: Any  # for special requests only; the direction is the queue's
     buffer: Any  # a swap read: set by the backend to the view of what arrived
     _queue: Any  # the Queue it stands at the head of
-    _memory: Any  # see gaio/memory.py; None = a swap read
+    _memory: Any  # see gaio/memory.py; None = a swap read, an accept, or outbound: shutdown(2) for writing
     _length: int  # of that memory; set to the bytes moved by a swap read that found no room in the arena
     _offset: int  # begin so many bytes into the memory
     _result: int  # set by the backend
@@ -98,6 +99,7 @@ class Backend(Protocol):
     def cancel(self, request: Any) -> None: ...
     def wait(self, timeout: float | None) -> None: ...
     def wake(self) -> None: ...
+    def fileno(self) -> int: ...
     def hand_over(self) -> None: ...
     def give_back(self) -> None: ...
     def settle(self) -> list[Any]: ...

@@ -97,8 +97,8 @@ class EpollBackend(ReadinessBackend):
         self._epoll_ctl(self._epoll, operation, fd, ctypes.addressof(event))
 
     def register(self, descriptor: Descriptor) -> None:
-        if descriptor.kind == FILE:
-            os.set_blocking(descriptor.fd, False)  # read(2) and write(2) have no MSG_DONTWAIT
+        if descriptor.kind >= FILE:
+            os.set_blocking(descriptor.fd, False)  # read(2), write(2) and accept(2) have no MSG_DONTWAIT
         self._control(EPOLL_CTL_ADD, descriptor.fd, INTEREST, descriptor.token)
 
     def unregister(self, descriptor: Descriptor) -> None:
@@ -143,6 +143,9 @@ class EpollBackend(ReadinessBackend):
             self._take_events()  # some for the second time, which only costs an attempt
         self._counts.clear()
         return held
+
+    def fileno(self) -> int:
+        return self._epoll
 
     def wake(self) -> None:
         self._wakeup.ring()

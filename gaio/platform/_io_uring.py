@@ -49,8 +49,8 @@ from collections.abc import Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from gaio.memory import Vector
-from gaio.platform import DATAGRAM, FILE, SOCKET, Descriptor, _libc
+from gaio.memory import SocketAddress, Vector
+from gaio.platform import DATAGRAM, FILE, LISTENER, SOCKET, Descriptor, _libc
 from gaio.platform._eventfd import Wakeup
 from gaio.platform._libc import IOV_MAX, address_of, msghdr
 
@@ -85,11 +85,14 @@ IORING_REGISTER_PBUF_RING = 22  # 5.19
 IORING_OP_NOP = 0
 IORING_OP_POLL_ADD = 6
 IORING_OP_SENDMSG = 9
+IORING_OP_ACCEPT = 13
 IORING_OP_ASYNC_CANCEL = 14
+IORING_OP_CONNECT = 16
 IORING_OP_READ = 22
 IORING_OP_WRITE = 23
 IORING_OP_SEND = 26
 IORING_OP_RECV = 27
+IORING_OP_SHUTDOWN = 34  # 5.11
 IORING_OP_WRITEV = 2
 IOSQE_BUFFER_SELECT = 1 << 5
 IORING_POLL_ADD_MULTI = 1 << 0
@@ -178,6 +181,9 @@ _SENDMSG = _operation(IORING_OP_SENDMSG)
 _READ = _operation(IORING_OP_READ)
 _WRITE = _operation(IORING_OP_WRITE)
 _WRITEV = _operation(IORING_OP_WRITEV)
+_ACCEPT = _operation(IORING_OP_ACCEPT)
+_CONNECT = _operation(IORING_OP_CONNECT)
+_SHUTDOWN = _operation(IORING_OP_SHUTDOWN)
 _POLL_ADD = _operation(IORING_OP_POLL_ADD)
 _ASYNC_CANCEL = _operation(IORING_OP_ASYNC_CANCEL)
 _NOP = _operation(IORING_OP_NOP)
@@ -404,11 +410,18 @@ class IoUringBackend:
         self._sq_tail = tail
 
     def _entry(self, request: Any, queue: Any) -> bytes:
-        """The entry of a transfer by a socket."""
+        """The entry of a request on a socket."""
         memory = request._memory
         if memory is None:
+            if queue.outbound:
+                return SQE.pack(_SHUTDOWN, queue.fd, 0, 0, socket.SHUT_WR, 0, queue.token, 0)
+            if queue.descriptor.kind == LISTENER:
+                return SQE.pack(_ACCEPT, queue.fd, 0, 0, 0, socket.SOCK_CLOEXEC, queue.token, 0)
             first = _RECV_SWAP if queue.ready else _RECV_SWAP_WHEN_READY
             return SQE.pack(first, queue.fd, 0, 0, self._buffer_size, 0, queue.token, BUFFER_GROUP)
+        if type(memory) is SocketAddress:
+            data = memory.data
+            return SQE.pack(_CONNECT, queue.fd, len(data), address_of(data), 0, 0, queue.token, 0)
         offset = request._offset
         if type(memory) is Vector:
             address, count = memory.after(offset)
@@ -430,13 +443,14 @@ class IoUringBackend:
         the largest message, but no memory while it waits.
         """
         memory = request._memory
-        if queue.ready == POLL or (memory is None and kind != FILE and queue.ready != POLLED):
+        message = memory is None and not queue.outbound and kind != LISTENER
+        if queue.ready == POLL or (message and kind != FILE and queue.ready != POLLED):
             queue.ready = POLL
             events = select.POLLOUT if queue.outbound else select.POLLIN
             # poll32_events: its halves are swapped on big-endian machines
             events = events if sys.byteorder == "little" else events << 16
             return SQE.pack(_POLL_ADD, queue.fd, 0, 0, 0, events, queue.token, 0)
-        if memory is None and kind >= DATAGRAM:
+        if message and kind >= DATAGRAM:
             memory = request._memory = OwnMemory(self._swap_size)
             request._length = self._swap_size
         if kind != FILE:
@@ -559,7 +573,7 @@ class IoUringBackend:
                     continue
             elif not queue.outbound:
                 queue.ready = NOT_EMPTY if flags & IORING_CQE_F_SOCK_NONEMPTY else UNKNOWN
-                if request._memory is None and result > 0:
+                if flags & IORING_CQE_F_BUFFER and result > 0:
                     start = (flags >> IORING_CQE_BUFFER_SHIFT) * self._buffer_stride
                     request.buffer = self._buffers[start : start + result]
             request._result = result
@@ -574,7 +588,7 @@ class IoUringBackend:
 
     def _hold(self, request: Any, queue: Any, result: int) -> bool:
         """Whether an uncommon completion is no result yet, the request staying here to be started again."""
-        if result == -errno.ENOBUFS and request._memory is None:
+        if result == -errno.ENOBUFS and request._memory is None and queue.descriptor.kind != LISTENER:
             pass  # until buffers are given back
         elif queue.ready == POLL and result >= 0:
             queue.ready = POLLED
@@ -615,6 +629,8 @@ class IoUringBackend:
 
     def hand_over(self) -> None:
         self._handed_over = self._reaped[1]
+        if self._parked:
+            self.wake()  # they wait for give_back(): a loop that this is nested in must come back for that
 
     def give_back(self) -> None:
         self._buffer_tail[0] = (self._handed_over + self._buffer_count) & 0xFFFF
@@ -638,6 +654,9 @@ class IoUringBackend:
                 if queue is not None and queue.waiting is not None:
                     held.append(queue.waiting)
         return held
+
+    def fileno(self) -> int:
+        return self._ring
 
     def wake(self) -> None:
         self._wakeup.ring()

@@ -4,8 +4,11 @@ Facts about kqueue
     * A registration (knote) is keyed on the pair (descriptor number, filter), so reads and writes are registered
       apart. It goes when that number is closed, even while a duplicate stays open. Events carry a token that
       is never used again, not the number, so that none is taken for that of a later descriptor.
-    * EV_CLEAR makes edges. EV_EOF comes with bytes that are still unread, and is told once, like any edge; the
-      socket's error stands in fflags with it. Reading on finds both, in order: first the bytes.
+    * EV_CLEAR makes edges. EV_EOF comes with bytes that are still unread, and is told once, like any edge. Reading
+      on finds the end, after the bytes.
+    * The error of a socket stands in fflags with EV_EOF. recv(2) finds it too, unless somebody has taken it before:
+      a write, or a library that asked for it with SO_ERROR to put it there.
+    * A library over epoll(7) may conceal the end behind bytes that came with it. Reading on finds it.
     * `data` of a read event counts the bytes that are there. A read that returned fewer has stopped at an urgent
       mark, with more behind it and no edge to come. macOS counts up to the mark and sets EV_OOBAND instead.
     * EVFILT_WRITE may be refused with EPIPE when the reader has gone: a write finds that without any event. Some
@@ -48,6 +51,7 @@ class ABI(NamedTuple):
     EVFILT_USER: int  # not in every release, see `UserEvent`
     so_nosigpipe: int = 0  # setsockopt(2): no SIGPIPE from this socket, where send(2) has no MSG_NOSIGNAL
     library: str = ""  # the environment variable with the path of the library that has it, where libc has not
+    conceals_eof: bool = False  # EV_EOF may be missing from an event that also told of bytes
 
 
 # <sys/event.h> of each system, LP64. The first one that fits sys.platform (up to the space) and whose symbol exists.
@@ -58,7 +62,9 @@ ABIS = {
     "netbsd 11": ABI("__kevent100", "@PIIIqP32x", ctypes.c_size_t, 0, 1, 8),
     "netbsd": ABI("__kevent50", "@PIIIqP", ctypes.c_size_t, 0, 1, 8),
     "openbsd": ABI("kevent", "@PhHIqP", ctypes.c_int, -1, -2, -10),
-    "linux": ABI("kevent", "@PhHInP", ctypes.c_int, -1, -2, -11, library="GAIO_KQUEUE_LIBRARY"),
+    "linux": ABI(
+        "kevent", "@PhHInP", ctypes.c_int, -1, -2, -11, library="GAIO_KQUEUE_LIBRARY", conceals_eof=True
+    ),
 }
 
 # kqueue(2): the same everywhere
@@ -261,10 +267,10 @@ class KqueueBackend(ReadinessBackend):
 
     def register(self, descriptor: Descriptor) -> None:
         fd, kqueue, abi = descriptor.fd, self._kqueue, self._kqueue.abi
-        if descriptor.kind == FILE:
+        if descriptor.kind >= FILE:
             if stat.S_IFMT(os.fstat(fd).st_mode) in (stat.S_IFREG, stat.S_IFDIR):
                 raise PermissionError(errno.EPERM, "a regular file or a directory is never waited for")
-            os.set_blocking(fd, False)  # read(2) and write(2) have no MSG_DONTWAIT
+            os.set_blocking(fd, False)  # read(2), write(2) and accept(2) have no MSG_DONTWAIT
         elif abi.so_nosigpipe:
             self._suppress_sigpipe(fd)
         try:
@@ -317,8 +323,9 @@ class KqueueBackend(ReadinessBackend):
         descriptors = self._descriptors
         structure = self._kqueue.structure
         evfilt_read = self._kqueue.abi.EVFILT_READ
+        always = self._kqueue.abi.conceals_eof
         entries = structure.iter_unpack(self._events[: self._counts[0] * structure.size])
-        for _, kfilter, flags, _, data, token in entries:
+        for _, kfilter, flags, fflags, data, token in entries:
             descriptor = descriptors.get(token)
             if descriptor is None:
                 # The wake-up, or a descriptor that was freed after the kernel had reported it.
@@ -327,10 +334,14 @@ class KqueueBackend(ReadinessBackend):
             elif kfilter == evfilt_read:
                 queue = descriptor.reads
                 request = queue.waiting
-                # Nobody waits: then nobody remembers the count either, see the facts about `data`.
-                self.readable(descriptor, flags & FOR_GOOD or request is None)
-                if request is not None and queue.waiting is None and 0 <= request._result < data:
-                    queue.ready = READY_FOR_GOOD
+                if flags & EV_EOF and fflags:
+                    queue.ready = -fflags
+                    self.readable(descriptor, 0)
+                else:
+                    # Nobody waits: then nobody remembers the count either, see the facts about `data`.
+                    self.readable(descriptor, flags & FOR_GOOD or always or request is None)
+                    if request is not None and queue.waiting is None and 0 <= request._result < data:
+                        queue.ready = READY_FOR_GOOD
             else:
                 self.writable(descriptor)
         self._counts.clear()
@@ -341,6 +352,9 @@ class KqueueBackend(ReadinessBackend):
             self._take_events()  # some for the second time, which only costs an attempt
         self._counts.clear()
         return held
+
+    def fileno(self) -> int:
+        return self._kqueue.fd
 
     def wake(self) -> None:
         self._wakeup.ring()

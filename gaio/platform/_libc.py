@@ -18,6 +18,7 @@ import ctypes
 import mmap
 import os
 import select
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -48,6 +49,7 @@ _SETUP: dict[str, tuple[Any, ...]] = {
     # getsockopt(2), getsockname(2)
     "getsockopt": (_int, _int, _int, _void_p, _void_p),
     "getsockname": (_int, _void_p, _void_p),
+    "getpeername": (_int, _void_p, _void_p),
     # the three of io_uring(7) have no function of their own: number and up to six longs, syscall(2)
     "syscall": (_long, _long, _long, _long, _long, _long, _long),
     # kqueue(2); its second call has the name of its version on NetBSD, where it counts in size_t
@@ -137,6 +139,24 @@ def collecting(
     return function
 
 
+def accepting(results: list[int]) -> Callable[[int], None]:
+    """accept(2) of a descriptor, close-on-exec; where accept4(2) is missing (macOS), that is set a moment later."""
+    none = ctypes.c_void_p()
+    if sys.platform == "darwin":
+        accept = collecting("accept", results)
+
+        def accept_then_set(fd: int) -> None:
+            accept(fd, none, none)
+            if results[0] >= 0:
+                os.set_inheritable(results[0], False)
+
+        return accept_then_set
+    accept4 = collecting("accept4", results)
+    # SOCK_CLOEXEC equals O_CLOEXEC on Linux only, so it comes from the socket module.
+    flags = getattr(socket, "SOCK_CLOEXEC", 0)
+    return lambda fd: accept4(fd, none, none, flags)
+
+
 def close_all(fds: list[int]) -> None:
     """Close these descriptors and empty the list; each exactly once, however often this is cut short and redone.
 
@@ -146,15 +166,22 @@ def close_all(fds: list[int]) -> None:
     deque(map(os.close, map(fds.pop, repeat(-1, len(fds)))), 0)
 
 
-def owner_of(fd: int) -> Any:
-    """An object that closes the descriptor when the last reference to it goes.
+# An object that closes the descriptor when the last reference to it goes. It does so in C and without a word, as
+# only the poll objects of the standard library do: a __del__() in Python can be struck by an exception such as
+# KeyboardInterrupt, which is then lost, and the descriptor with it.
+owner_of: Callable[[int], Any]
+if sys.platform.startswith("linux"):
+    owner_of = select.epoll.fromfd
+else:
+    owner_of = select.kqueue.fromfd
 
-    In C and without a word, as only the poll objects of the standard library do: a __del__() in Python can be struck
-    by an exception such as KeyboardInterrupt, which is then lost, and the descriptor with it.
-    """
-    if sys.platform.startswith("linux"):
-        return select.epoll.fromfd(fd)
-    return select.kqueue.fromfd(fd)
+
+def socket_of(owner: Any) -> socket.socket:
+    """A blocking socket for a duplicate of what the owner closes: two objects must never own one number."""
+    sock = socket.socket(fileno=os.dup(owner.fileno()))
+    if socket.getdefaulttimeout() is None:
+        sock.setblocking(True)
+    return sock
 
 
 def address_of(data: bytes) -> int:

@@ -26,12 +26,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import socket
+from abc import ABC, abstractmethod
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from gaio.memory import Vector
-from gaio.platform import DATAGRAM, FILE, STREAM, Descriptor, Queue, Request, _libc
+from gaio.memory import SocketAddress, Vector
+from gaio.platform import DATAGRAM, FILE, LISTENER, STREAM, Descriptor, Queue, Request, _libc
 from gaio.platform._libc import IOV_MAX, address_of, msghdr
 
 if TYPE_CHECKING:
@@ -41,9 +43,11 @@ if TYPE_CHECKING:
 NOT_READY = 0
 READY = 1
 READY_FOR_GOOD = 2  # the end, an error or urgent data was told: only EAGAIN takes the readiness back
+# -errno: the same, and this error was told with it, in case that no read finds it behind the bytes
 
 _EAGAIN = -errno.EAGAIN
 _ECANCELED = -errno.ECANCELED
+_IN_PROGRESS = (errno.EINPROGRESS, errno.EALREADY, errno.EINTR)  # connect(2): wait until it is writable
 _MADE_AGAIN = (0, errno.EAGAIN, errno.EINTR, errno.ENOBUFS)  # errors that say nothing about the connection
 _ENOBUFS = -errno.ENOBUFS
 ENOBUFS_PAUSE = 0.010  # seconds until a write that met ENOBUFS is tried again
@@ -55,7 +59,7 @@ _RECV_FLAGS = socket.MSG_DONTWAIT
 _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
-class ReadinessBackend:
+class ReadinessBackend(ABC):
     """What epoll and kqueue have in common; they add how edges are asked for and reported."""
 
     __slots__ = (
@@ -77,6 +81,14 @@ class ReadinessBackend:
         "_read",
         "_write",
         "_writev",
+        "_accept",
+        "_connect",
+        "_shutdown",
+        "_getsockopt",
+        "_so_error",
+        "_so_error_size",
+        "_so_error_pointer",
+        "_so_error_size_pointer",
     )
 
     def __init__(self, arena: SwapArena) -> None:
@@ -98,6 +110,14 @@ class ReadinessBackend:
         self._read = _libc.collecting("read", self._returned)
         self._write = _libc.collecting("write", self._returned)
         self._writev = _libc.collecting("writev", self._returned)
+        self._accept = _libc.accepting(self._returned)
+        self._connect = _libc.collecting("connect", self._returned)
+        self._shutdown = _libc.collecting("shutdown", self._returned)
+        self._getsockopt = _libc.collecting("getsockopt", self._returned)
+        self._so_error = ctypes.c_int()
+        self._so_error_size = ctypes.c_uint(ctypes.sizeof(ctypes.c_int))
+        self._so_error_pointer = ctypes.c_void_p(ctypes.addressof(self._so_error))
+        self._so_error_size_pointer = ctypes.c_void_p(ctypes.addressof(self._so_error_size))
 
     # --- requests -------------------------------------------------------------------------------------------
 
@@ -128,7 +148,11 @@ class ReadinessBackend:
         request: Any = self._attempted
         if request is not None:
             error = ctypes.get_errno()
-            if self._returned and self._returned[0] >= 0:
+            if type(request._memory) is SocketAddress:
+                if self._so_error.value:
+                    self._bring_back(request, request._queue, -self._so_error.value)
+                    self._so_error.value = 0
+            elif self._returned and self._returned[0] >= 0:
                 self._conclude(request, request._queue)
             elif self._returned and error not in _MADE_AGAIN:
                 self._bring_back(request, request._queue, -error)
@@ -138,9 +162,14 @@ class ReadinessBackend:
 
     def hand_over(self) -> None:
         self._arena.hand_over()
+        if self._short_of_memory:
+            self.wake()  # it is to be tried again by time: a loop that this is nested in must come back for that
 
     def give_back(self) -> None:
         self._arena.give_back()
+
+    @abstractmethod
+    def wake(self) -> None: ...
 
     # --- edges ----------------------------------------------------------------------------------------------
 
@@ -180,9 +209,13 @@ class ReadinessBackend:
     # --- attempts -------------------------------------------------------------------------------------------
 
     def _try_read(self, request: Any, queue: Any) -> None:
+        kind = queue.descriptor.kind
+        if kind == LISTENER:
+            self._try_accept(request, queue)
+            return
         memory = request._memory
         if memory is None:
-            segment = self._segment = self._arena.room(queue.descriptor.kind >= DATAGRAM)
+            segment = self._segment = self._arena.room(kind >= DATAGRAM)
             start = self._start = segment.used
             self._pointer.value = segment.address + start
             asked = segment.size - start
@@ -192,7 +225,7 @@ class ReadinessBackend:
             asked = min(request._length - offset, _libc.MAX_RW_COUNT)
         self._asked = asked
         self._attempted = request
-        if queue.descriptor.kind == FILE:
+        if kind == FILE:
             self._read(queue.fd, self._pointer, asked)
         else:
             self._recv(queue.fd, self._pointer, asked, _RECV_FLAGS)
@@ -201,8 +234,24 @@ class ReadinessBackend:
         else:
             self._conclude(request, queue)
 
+    def _try_accept(self, request: Any, queue: Any) -> None:
+        self._attempted = request
+        self._accept(queue.fd)
+        if self._returned[0] < 0:
+            self._not_moved(request, queue, -ctypes.get_errno())
+        else:
+            self._bring_back(request, queue, self._returned[0])
+
     def _try_write(self, request: Any, queue: Any) -> None:
         memory = request._memory
+        if memory is None:
+            self._attempted = request
+            self._shutdown(queue.fd, socket.SHUT_WR)
+            self._bring_back(request, queue, -ctypes.get_errno() if self._returned[0] < 0 else 0)
+            return
+        if type(memory) is SocketAddress:
+            self._try_connect(request, queue, memory)
+            return
         offset = request._offset
         asked = self._asked = min(request._length - offset, _libc.MAX_RW_COUNT)
         is_file = queue.descriptor.kind == FILE
@@ -233,9 +282,36 @@ class ReadinessBackend:
         else:
             self._conclude(request, queue)
 
+    def _try_connect(self, request: Any, queue: Any, address: SocketAddress) -> None:
+        """connect(2) without blocking: it is in progress until the descriptor turns writable, or fails."""
+        self._attempted = request
+        if address.begun:
+            # Why it failed is told, and forgotten, by SO_ERROR; connect(2) again tells that it has succeeded.
+            self._getsockopt(
+                queue.fd, socket.SOL_SOCKET, socket.SO_ERROR, self._so_error_pointer, self._so_error_size_pointer
+            )
+            if self._so_error.value:
+                self._bring_back(request, queue, -self._so_error.value)
+                self._so_error.value = 0
+                return
+            self._returned.clear()
+        else:
+            os.set_blocking(queue.fd, False)  # there is no flag for this call alone
+            address.begun = True
+        self._connect(queue.fd, address.data, len(address.data))
+        error = ctypes.get_errno() if self._returned[0] < 0 else 0
+        if error in _IN_PROGRESS:
+            self._not_moved(request, queue, _EAGAIN)
+        else:
+            self._bring_back(request, queue, 0 if error == errno.EISCONN else -error)
+
     def _conclude(self, request: Any, queue: Any) -> None:
         moved = self._returned[0]
-        if moved and request._memory is None:
+        if not moved:
+            if queue.ready < 0 and queue.descriptor.kind != DATAGRAM:
+                self._tell(request, queue)
+                return
+        elif request._memory is None and queue.descriptor.kind != LISTENER:
             segment = self._segment
             assert segment is not None
             start = self._start
@@ -247,7 +323,18 @@ class ReadinessBackend:
             queue.ready = NOT_READY
         self._bring_back(request, queue, moved)
 
+    def _tell(self, request: Any, queue: Any) -> None:
+        """There is nothing more to read, but an error was told: that is why."""
+        told = queue.ready
+        self._bring_back(request, queue, told)
+        queue.ready = READY_FOR_GOOD
+
     def _not_moved(self, request: Any, queue: Any, error: int) -> None:
+        if queue.ready < 0:
+            if error == _EAGAIN:
+                self._tell(request, queue)
+                return
+            queue.ready = READY_FOR_GOOD  # the error has come by itself
         if error == _EAGAIN:
             queue.ready = NOT_READY
         elif error == _ENOBUFS and queue.outbound:

@@ -7,6 +7,7 @@ KeyboardInterrupt struck before it was told to let go.
 from __future__ import annotations
 
 import ctypes
+import errno
 import socket
 import sys
 
@@ -14,6 +15,7 @@ from gaio.platform import _libc
 
 _getsockopt = _libc.checked("getsockopt")
 _getsockname = _libc.checked("getsockname")
+_getpeername = _libc.checked("getpeername")
 
 _SIZE_OF_ADDRESS = 128  # struct sockaddr_storage, <sys/socket.h>
 
@@ -32,3 +34,15 @@ def family_and_port(fd: int) -> tuple[int, int]:
     # struct sockaddr begins with a uint16_t sa_family; on the BSDs with a uint8_t sa_len and a uint8_t sa_family.
     family = int.from_bytes(address.raw[:2], sys.byteorder) if sys.platform.startswith("linux") else address.raw[1]
     return family, int.from_bytes(address.raw[2:4], "big")
+
+
+def has_peer(fd: int) -> bool:
+    """Whether it is connected now."""
+    address, length = ctypes.create_string_buffer(_SIZE_OF_ADDRESS), ctypes.c_uint32(_SIZE_OF_ADDRESS)
+    try:
+        _getpeername(fd, ctypes.addressof(address), ctypes.addressof(length))
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.EINVAL):  # EINVAL: what macOS says after a reset
+            return False
+        raise
+    return True

@@ -1,0 +1,58 @@
+"""Socket addresses as the kernel takes them: `struct sockaddr_in`, `sockaddr_in6` and `sockaddr_un`."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+from typing import Any
+
+# The BSDs and macOS begin a sockaddr with its length in one byte and the family in another; Linux has the family
+# in two bytes.
+_HAS_LENGTH = not sys.platform.startswith("linux")
+_UNIX_PATH = 104 if _HAS_LENGTH else 108  # sizeof(sun_path), <sys/un.h>
+
+
+def _head(family: int, length: int) -> bytes:
+    return struct.pack("=BB", length, family) if _HAS_LENGTH else struct.pack("=H", family)
+
+
+def pack(family: int, address: Any) -> bytes:
+    """The address as bytes. `TypeError` or `ValueError`, saying what to do, when it is none of this family."""
+    if family == getattr(socket, "AF_UNIX", None):
+        return _pack_unix(family, address)
+    if family not in (socket.AF_INET, socket.AF_INET6):
+        raise ValueError(f"connect() knows IPv4, IPv6 and Unix sockets, not address family {family}")
+    parts = 2 if family == socket.AF_INET else 4
+    if not isinstance(address, tuple) or not 2 <= len(address) <= parts or not isinstance(address[0], str):
+        raise TypeError(f"the address must be a tuple (host, port), not {address!r}")
+    host, port = address[:2]
+    flow, scope = (*address[2:], 0, 0)[:2]
+    if not isinstance(port, int) or not 0 <= port <= 0xFFFF:
+        raise ValueError(f"the port must be a number from 0 to 65535, not {port!r}")
+    if family == socket.AF_INET6 and "%" in host:
+        host, _, interface = host.partition("%")
+        scope = int(interface) if interface.isdigit() else socket.if_nametoindex(interface)
+    try:
+        packed = socket.inet_pton(family, host)
+    except OSError:
+        raise ValueError(
+            f"the host must be an IP address, not {host!r}: look names up first, with socket.getaddrinfo(), "
+            "because that may block"
+        ) from None
+    if family == socket.AF_INET:
+        return _head(family, 16) + struct.pack("!H4s8x", port, packed)
+    return _head(family, 28) + struct.pack("!HI16s", port, flow, packed) + struct.pack("=I", scope)
+
+
+def _pack_unix(family: int, address: Any) -> bytes:
+    if not isinstance(address, (str, bytes, os.PathLike)):
+        raise TypeError(f"the address of a Unix socket must be a path, not {address!r}")
+    path = os.fsencode(address)
+    abstract = path.startswith(b"\0")  # unix(7): Linux only, no file behind it
+    if not path or len(path) + (not abstract) > _UNIX_PATH:
+        raise ValueError(f"the path of a Unix socket must have from 1 to {_UNIX_PATH - 1} bytes, not {len(path)}")
+    if not abstract:
+        path += b"\0"
+    return _head(family, 2 + len(path)) + path
