@@ -77,7 +77,7 @@ class OpResult:
         return self.operation is READ and self._length == 0 and self.buffer is not None
 
     @property
-    def accepted(self) -> socket.socket | None:
+    def accepted(self) -> Any:
         """Of an ACCEPT that succeeded: the new connection, a plain socket that is not delegated. Else None."""
         return None
 
@@ -100,11 +100,10 @@ class AcceptResult(OpResult):
             self._connection.extend(map(_libc.owner_of, (fd,)))
 
     @property
-    def accepted(self) -> socket.socket | None:
+    def accepted(self) -> Any:
         connection = self._connection
         if not connection:
             return None
         if not isinstance(connection[0], socket.socket):
             connection[0] = _libc.socket_of(connection[0])
-        accepted: socket.socket = connection[0]
-        return accepted
+        return connection[0]

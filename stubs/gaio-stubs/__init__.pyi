@@ -13,7 +13,10 @@ from typing_extensions import (  # known to every type checker; the package itse
 __version__: Final[str]
 
 __all__ = [
+    "ACCEPT",
+    "CONNECT",
     "READ",
+    "SHUTDOWN",
     "WRITE",
     "Backend",
     "BackendName",
@@ -35,7 +38,7 @@ __all__ = [
 ]
 
 class HasFileno(Protocol):
-    """A connected, pollable, weak-referenceable object: socket.socket first of all; pipes, ttys, eventfds."""
+    """A pollable, weak-referenceable object: socket.socket first of all; pipes, ttys, eventfds."""
 
     def fileno(self) -> int: ...
     def close(self) -> object: ...
@@ -47,9 +50,15 @@ _Writable: TypeAlias = Buffer | Sequence[Buffer]  # a sequence is one vectored w
 class Operation(IntEnum):
     READ = ...
     WRITE = ...
+    ACCEPT = ...
+    CONNECT = ...
+    SHUTDOWN = ...
 
 READ: Final = Operation.READ
 WRITE: Final = Operation.WRITE
+ACCEPT: Final = Operation.ACCEPT
+CONNECT: Final = Operation.CONNECT
+SHUTDOWN: Final = Operation.SHUTDOWN
 
 class OpResult:
     """One finished request. Every submitted request yields exactly one."""
@@ -58,12 +67,14 @@ class OpResult:
     conn: Any  # the very object that was submitted
     context: Any  # handed back unchanged
     # READ: the caller's buffer, or a memoryview of exactly `size` bytes of the swap arena
-    # WRITE: what the caller passed
+    # WRITE: what the caller passed. None of the others.
     buffer: Any
     size: int  # bytes moved, also when error is set (partial progress)
     error: Exception | None  # None, EOFError, a GaioError, or the OSError of the kernel
     @property
     def is_swap_buffer(self) -> bool: ...  # buffer lives in the swap arena: valid until the next wait_io()
+    @property
+    def accepted(self) -> Any: ...  # ACCEPT: the new non-delegated socket.socket, None when there is an error
 
 # ---- errors: each is also the builtin a caller would expect
 
@@ -108,11 +119,18 @@ class Watcher:
     def write(
         self, conn: HasFileno, buf: _Writable, *, context: Any = None, timeout: float | None = None
     ) -> None: ...
+    def accept(self, listener: HasFileno, *, context: Any = None, timeout: float | None = None) -> None: ...
+    def connect(
+        self, conn: HasFileno, address: Any, *, context: Any = None, timeout: float | None = None
+    ) -> None: ...
+    def shutdown(self, conn: HasFileno, *, context: Any = None) -> None: ...  # FIN after every queued write
     def free(self, conn: HasFileno) -> None: ...  # idempotent
+    def detach(self, conn: HasFileno) -> Any: ...  # a fresh socket.socket for the same connection
 
     # --- harvest: one consumer thread
     def wait_io(self, timeout: float | None = None) -> list[OpResult]: ...  # [] when timeout passes
     def __iter__(self) -> Iterator[OpResult]: ...  # until closed
+    def fileno(self) -> int: ...  # readable while results wait: nests in asyncio, trio, select
 
     # --- life
     def close(self) -> None: ...  # idempotent; every pending request still completes, with WatcherClosedError

@@ -45,6 +45,13 @@ watcher.write(conn, bytearray(b"x"), context="y", timeout=3.0)
 watcher.write(conn, memoryview(b"x"))
 watcher.write(conn, [b"x", bytearray(b"y"), memoryview(b"z")])
 watcher.write(conn, (b"x", b"y"), timeout=1)
+assert_type(watcher.accept(conn), None)
+watcher.accept(as_conn, context="z", timeout=1)
+assert_type(watcher.connect(conn, ("127.0.0.1", 7)), None)
+watcher.connect(conn, "path", context=1, timeout=None)
+assert_type(watcher.shutdown(conn, context=2), None)
+assert_type(watcher.detach(conn), Any)
+assert_type(watcher.fileno(), int)
 assert_type(watcher.free(conn), None)
 
 assert_type(watcher.wait_io(), list[gaio.OpResult])
@@ -61,6 +68,7 @@ for result in watcher:
     assert_type(result.size, int)
     assert_type(result.error, Exception | None)
     assert_type(result.is_swap_buffer, bool)
+    assert_type(result.accepted, Any)
     if result.operation is gaio.READ:
         result.conn.anything_the_caller_knows()
     elif result.operation is gaio.Operation.WRITE:
@@ -96,6 +104,8 @@ for backend in gaio.backends():
 
 assert_type(gaio.__version__, str)
 number: int = gaio.WRITE
+operations: list[gaio.Operation] = [gaio.READ, gaio.WRITE, gaio.ACCEPT, gaio.CONNECT, gaio.SHUTDOWN]
+members = [gaio.Operation.ACCEPT, gaio.Operation.CONNECT, gaio.Operation.SHUTDOWN]
 
 # Each error is also the builtin that a caller would expect.
 a_gaio_error: list[gaio.GaioError] = []

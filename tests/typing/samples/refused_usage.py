@@ -46,12 +46,26 @@ watcher.write(conn, 7)  # refused
 watcher.write(conn, [b"bytes", "text"])  # refused
 watcher.write(conn, {b"set"})  # refused
 watcher.write(conn, b"x", 5)  # refused
+watcher.accept()  # refused
+watcher.accept(7)  # refused
+watcher.accept(conn, 1)  # refused
+watcher.accept(conn, timeout="1")  # refused
+watcher.connect(conn)  # refused
+watcher.connect(("127.0.0.1", 7))  # refused
+watcher.connect(conn, "127.0.0.1", 7)  # refused
+watcher.shutdown()  # refused
+watcher.shutdown(conn, timeout=1)  # refused
+watcher.shutdown(conn, 1)  # refused
+watcher.detach()  # refused
+watcher.detach(7)  # refused
+watcher.fileno(conn)  # refused
 watcher.free()  # refused
 watcher.free(7)  # refused
 
 watcher.wait_io("1")  # refused
 watcher.wait_io()[0].nonsense  # refused
 watcher.wait_io()[0].is_swap_buffer = True  # refused
+watcher.wait_io()[0].accepted = conn  # refused
 watcher.set_affinity("0")  # refused
 watcher.closed = True  # refused
 watcher.backend = "epoll"  # refused
