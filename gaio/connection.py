@@ -29,7 +29,7 @@ NO_MORE: Any = OpResult()  # as the tail of a queue: it takes no more requests
 class RequestQueue:
     """The requests of one direction in the order of submission; only the first is with the backend."""
 
-    __slots__ = ("descriptor", "fd", "token", "outbound", "head", "tail", "ready", "waiting")
+    __slots__ = ("descriptor", "fd", "token", "outbound", "head", "tail", "ready", "waiting", "entry")
 
     def __init__(self, connection: Connection, outbound: bool) -> None:
         self.descriptor = connection
@@ -42,6 +42,7 @@ class RequestQueue:
         # readable, so a file is tried at once and says so.
         self.ready = 1 if outbound or connection.kind == FILE else 0
         self.waiting: Any = None  # for the backend
+        self.entry = b""  # for the backend
 
 
 class Connection:

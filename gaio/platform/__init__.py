@@ -67,7 +67,7 @@ class Request(Protocol):
 
 
 class Queue(Protocol):
-    """One direction of a descriptor. `ready` and `waiting` are the backend's own."""
+    """One direction of a descriptor. `ready`, `waiting` and `entry` are the backend's own."""
 
     fd: int
     token: int  # twice the descriptor's, plus one if outbound
@@ -75,6 +75,7 @@ class Queue(Protocol):
     descriptor: Any
     ready: int
     waiting: Any
+    entry: bytes
 
 
 class Descriptor(Protocol):

@@ -52,7 +52,7 @@ from typing import TYPE_CHECKING, Any
 from gaio.memory import SocketAddress, Vector
 from gaio.platform import DATAGRAM, FILE, LISTENER, SOCKET, Descriptor, _libc
 from gaio.platform._eventfd import Wakeup
-from gaio.platform._libc import IOV_MAX, address_of, msghdr
+from gaio.platform._libc import IOV_MAX, MAX_RW_COUNT, address_of, msghdr
 
 if TYPE_CHECKING:
     from gaio.swap import SwapArena
@@ -377,20 +377,29 @@ class IoUringBackend:
     def _submit(self, requests: list[Any]) -> None:
         """Write the entries of requests for which there is room, and make them the kernel's."""
         self._batch = requests
-        entries = []
+        entries: list[bytes] = []
+        append = entries.append
+        pack = SQE.pack
+        uncommon = self._parked or self._cancelling
         for request in requests:
             queue = request._queue
-            if self._cancelling and queue.token in self._cancelling:
-                self._parked[request] = None
-                continue
-            if self._parked:
-                self._parked.pop(request, None)
             memory = request._memory
-            kind = queue.descriptor.kind
-            if queue.ready >= POLL or kind == FILE or (memory is None and kind >= DATAGRAM):
-                entries.append(self._entry_with_poll(request, queue, kind))
+            # The two common cases come first: a swap read, whose entry is always the same, and a whole bytes object.
+            if memory is None and queue.entry and not (queue.ready or uncommon):
+                append(queue.entry)
+            elif type(memory) is bytes and queue.entry and not (request._offset or uncommon):
+                length = min(request._length, MAX_RW_COUNT)
+                append(pack(_SEND, queue.fd, 0, address_of(memory), length, _SEND_FLAGS, queue.token, 0))
             else:
-                entries.append(self._entry(request, queue))
+                if queue.token in self._cancelling:
+                    self._parked[request] = None
+                    continue
+                self._parked.pop(request, None)
+                kind = queue.descriptor.kind
+                if queue.ready >= POLL or kind == FILE or (memory is None and kind >= DATAGRAM):
+                    append(self._entry_with_poll(request, queue, kind))
+                else:
+                    append(self._entry(request, queue))
             queue.waiting = request
         self._write_entries(entries)
 
@@ -418,7 +427,10 @@ class IoUringBackend:
             if queue.descriptor.kind == LISTENER:
                 return SQE.pack(_ACCEPT, queue.fd, 0, 0, 0, socket.SOCK_CLOEXEC, queue.token, 0)
             first = _RECV_SWAP if queue.ready else _RECV_SWAP_WHEN_READY
-            return SQE.pack(first, queue.fd, 0, 0, self._buffer_size, 0, queue.token, BUFFER_GROUP)
+            entry = SQE.pack(first, queue.fd, 0, 0, self._buffer_size, 0, queue.token, BUFFER_GROUP)
+            if not queue.ready and queue.descriptor.kind <= SOCKET:
+                queue.entry = entry
+            return entry
         if type(memory) is SocketAddress:
             data = memory.data
             return SQE.pack(_CONNECT, queue.fd, len(data), address_of(data), 0, 0, queue.token, 0)
@@ -429,9 +441,12 @@ class IoUringBackend:
             self._messages.append(message)
             return SQE.pack(_SENDMSG, queue.fd, 0, ctypes.addressof(message), 1, _SEND_FLAGS, queue.token, 0)
         address = (address_of(memory) if type(memory) is bytes else memory.address) + offset
-        length = min(request._length - offset, _libc.MAX_RW_COUNT)
+        length = min(request._length - offset, MAX_RW_COUNT)
         if queue.outbound:
-            return SQE.pack(_SEND, queue.fd, 0, address, length, _SEND_FLAGS, queue.token, 0)
+            entry = SQE.pack(_SEND, queue.fd, 0, address, length, _SEND_FLAGS, queue.token, 0)
+            if queue.ready < POLL:
+                queue.entry = entry  # not for its bytes: the common case may be assumed from now on
+            return entry
         first = _RECV if queue.ready else _RECV_WHEN_READY
         return SQE.pack(first, queue.fd, 0, address, length, 0, queue.token, 0)
 
@@ -461,7 +476,7 @@ class IoUringBackend:
             operation, length = _WRITEV, min(length, IOV_MAX)
         else:
             address = (address_of(memory) if type(memory) is bytes else memory.address) + offset
-            length = min(request._length - offset, _libc.MAX_RW_COUNT)
+            length = min(request._length - offset, MAX_RW_COUNT)
             operation = _WRITE if queue.outbound else _READ
         return SQE.pack(operation, queue.fd, _CURRENT_POSITION, address, length, 0, queue.token, 0)
 
@@ -724,6 +739,7 @@ class _Trial:
     writes = None
     outbound = False
     ready = UNKNOWN
+    entry = b""
     _memory = None
     _offset = 0
     _length = 0
