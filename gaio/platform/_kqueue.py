@@ -1,23 +1,21 @@
-"""kqueue(2), edge-triggered: the readiness backend of macOS and the BSDs, and of Linux where a library offers it.
+"""kqueue(2), edge-triggered: the readiness backend of macOS and the BSDs; of Linux where a library offers it.
 
 Facts about kqueue
-    * A registration (knote) is keyed on the pair (descriptor number, filter), so reads and writes are registered
-      apart. It goes when that number is closed, even while a duplicate stays open. Events carry a token that
-      is never used again, not the number, so that none is taken for that of a later descriptor.
-    * EV_CLEAR makes edges. EV_EOF comes with bytes that are still unread, and is told once, like any edge. Reading
-      on finds the end, after the bytes.
-    * The error of a socket stands in fflags with EV_EOF. recv(2) finds it too, unless somebody has taken it before:
-      a write, or a library that asked for it with SO_ERROR to put it there.
+    * A registration (knote) is keyed on the pair (descriptor number, filter), so reads and writes are
+      registered apart. It goes when that number is closed, even while a duplicate stays open. Events carry a
+      token that is never used again, not the number, so that none is taken for that of a later descriptor.
+    * EV_CLEAR makes edges. EV_EOF comes with bytes that are still unread, and is told once, like any edge.
+      Reading on finds the end, after the bytes.
+    * The error of a socket stands in fflags with EV_EOF. recv(2) finds it too, unless somebody has taken it
+      before: a write, or a library that asked for it with SO_ERROR to put it there.
     * A library over epoll(7) may conceal the end behind bytes that came with it. Reading on finds it.
-    * `data` of a read event counts the bytes that are there. A read that returned fewer has stopped at an urgent
-      mark, with more behind it and no edge to come. macOS counts up to the mark and sets EV_OOBAND instead.
-    * EVFILT_WRITE may be refused with EPIPE when the reader has gone: a write finds that without any event. Some
-      releases of macOS (10.10, 10.11) say EPIPE although they have registered it.
-    * kevent(2) that fails with EINTR has applied its changes. With room for events it would also fetch some, in a
-      thread that has not got the watch: so changes are made one a call, without room, and fail as a whole.
+    * `data` of a read event counts the bytes that are there. A read that returned fewer has stopped at an
+      urgent mark, with more behind it and no edge to come. macOS counts up to the mark and sets EV_OOBAND.
+    * EVFILT_WRITE may be refused with EPIPE when the reader has gone: a write finds that without any event.
+      Some releases of macOS (10.10, 10.11) say EPIPE although they have registered it.
+    * kevent(2) that fails with EINTR has applied its changes.
     * Closing a kqueue need not wake a kevent(2) that waits on it. The core wakes first, and closes after.
-    * A child of fork(2) has not got the kqueue. Its number may be a stranger's there.
-    * Everything can be registered, regular files too; those would never wait, as epoll's refusal (EPERM) says aloud.
+    * Everything can be registered, regular files too; those would never wait, which epoll says aloud (EPERM).
 """
 
 from __future__ import annotations
@@ -27,54 +25,26 @@ import errno
 import os
 import socket
 import stat
-import struct
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from gaio.platform import FILE, Descriptor, _libc
+from gaio.platform._kqueue_abi import (
+    EV_ADD,
+    EV_CLEAR,
+    EV_DELETE,
+    EV_EOF,
+    EV_ERROR,
+    EV_OOBAND,
+    NOTE_TRIGGER,
+    Kqueue,
+    system,
+)
 from gaio.platform._readiness import READY_FOR_GOOD, ReadinessBackend
 
 if TYPE_CHECKING:
     from gaio.swap import SwapArena
-
-
-class ABI(NamedTuple):
-    """What differs between the systems that have kqueue(2)."""
-
-    kevent: str  # the symbol of that function
-    struct_kevent: str  # as struct(3py) writes it: ident, filter, flags, fflags, data, udata; `x` is not used here
-    count_type: Any  # of nchanges and nevents
-    EVFILT_READ: int
-    EVFILT_WRITE: int
-    EVFILT_USER: int  # not in every release, see `UserEvent`
-    so_nosigpipe: int = 0  # setsockopt(2): no SIGPIPE from this socket, where send(2) has no MSG_NOSIGNAL
-    library: str = ""  # the environment variable with the path of the library that has it, where libc has not
-    conceals_eof: bool = False  # EV_EOF may be missing from an event that also told of bytes
-
-
-# <sys/event.h> of each system, LP64. The first one that fits sys.platform (up to the space) and whose symbol exists.
-ABIS = {
-    "darwin": ABI("kevent", "@PhHInP", ctypes.c_int, -1, -2, -10, so_nosigpipe=0x1022),
-    "freebsd": ABI("kevent", "@PhHIqP32x", ctypes.c_int, -1, -2, -11),  # with ext[4], since FreeBSD 12
-    "dragonfly": ABI("kevent", "@PhHInP", ctypes.c_int, -1, -2, -9),
-    "netbsd 11": ABI("__kevent100", "@PIIIqP32x", ctypes.c_size_t, 0, 1, 8),
-    "netbsd": ABI("__kevent50", "@PIIIqP", ctypes.c_size_t, 0, 1, 8),
-    "openbsd": ABI("kevent", "@PhHIqP", ctypes.c_int, -1, -2, -10),
-    "linux": ABI(
-        "kevent", "@PhHInP", ctypes.c_int, -1, -2, -11, library="GAIO_KQUEUE_LIBRARY", conceals_eof=True
-    ),
-}
-
-# kqueue(2): the same everywhere
-EV_ADD = 0x0001
-EV_DELETE = 0x0002
-EV_CLEAR = 0x0020
-EV_OOBAND = 0x2000  # macOS only
-EV_ERROR = 0x4000
-EV_EOF = 0x8000
-NOTE_TRIGGER = 0x01000000
 
 FOR_GOOD = EV_EOF | EV_ERROR | EV_OOBAND
 
@@ -90,76 +60,6 @@ _NOT_REGISTERED = (errno.EINTR, errno.ENOENT, errno.EBADF)
 _CANNOT_BE_POLLED = (errno.EPERM, errno.EINVAL, errno.ENODEV, errno.ENXIO, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
-def system() -> tuple[ABI, _libc.Library]:
-    """How kqueue is reached on this system; `OSError` says why it is not."""
-    if ctypes.sizeof(ctypes.c_void_p) != 8:
-        raise OSError("only the structures of 64-bit systems are known")
-    missing = []
-    for name, abi in ABIS.items():
-        if not sys.platform.startswith(name.partition(" ")[0]):
-            continue
-        path = os.environ.get(abi.library) if abi.library else None
-        if abi.library and not path:
-            raise OSError(f"{sys.platform} has it only in a library: set {abi.library} to the path of one")
-        library = _libc.Library(path)
-        try:
-            for symbol in ("kqueue", abi.kevent):
-                library.keeping_gil[symbol]
-            return abi, library
-        except AttributeError as error:
-            missing.append(str(error))
-    raise OSError(f"{'; '.join(missing) or sys.platform + ' is not known to have it'}")
-
-
-class Kqueue:
-    """A kqueue(2), and changes to what is registered with it.
-
-    It is closed when the last reference goes, not by close(): a thread that is about to wake a watcher while
-    another one closes it must not trigger an event of a stranger who was given the number meanwhile.
-    """
-
-    __slots__ = ("_kevent", "_open", "abi", "fd", "library", "structure")
-
-    def __init__(self, abi: ABI, library: _libc.Library) -> None:
-        self.abi = abi
-        self.library = library
-        self.structure = struct.Struct(abi.struct_kevent)
-        self._open: list[int] = []
-        self._kevent = _libc.checked(abi.kevent, library)
-        self.fd = _libc.checked("kqueue", library)()
-        self._open.append(self.fd)
-        os.set_inheritable(self.fd, False)
-
-    def entry(self, ident: int, kfilter: int, flags: int, fflags: int = 0, udata: int = _WAKE) -> bytes:
-        return self.structure.pack(ident, kfilter, flags, fflags, 0, udata)
-
-    def change(self, entry: bytes, *, tolerated: tuple[int, ...] = ()) -> None:
-        """Apply one change; `OSError` unless it succeeds or fails with an error that is tolerated."""
-        try:
-            self._kevent(self.fd, entry, 1, None, 0, None)
-        except OSError as error:
-            if error.errno not in tolerated:
-                raise
-
-    def look(self) -> list[tuple[int, int, int]]:
-        """Fetch a few events that are there now: ident, filter and udata of each."""
-        room = 8
-        events = ctypes.create_string_buffer(self.structure.size * room)
-        try:
-            count = self._kevent(self.fd, None, 0, events, room, ctypes.byref((ctypes.c_int64 * 2)()))
-        except InterruptedError:
-            return []
-        entries = self.structure.iter_unpack(events.raw[: count * self.structure.size])
-        return [(ident, kfilter, udata) for ident, kfilter, _, _, _, udata in entries]
-
-    def forget(self) -> None:
-        """The number is not ours any more."""
-        self._open.clear()
-
-    def __del__(self) -> None:
-        _libc.close_all(self._open)
-
-
 class UserEvent:
     """Waking by EVFILT_USER: any thread may trigger it. `OSError` where the system has not got it."""
 
@@ -170,14 +70,14 @@ class UserEvent:
         self._kqueue = kqueue
         self._results: list[int] = []
         self._kevent = _libc.collecting(kqueue.abi.kevent, self._results, kqueue.library)
-        self._entry = kqueue.entry(_WAKE, kfilter, 0, NOTE_TRIGGER)
+        self._entry = kqueue.entry(_WAKE, kfilter, 0, NOTE_TRIGGER, udata=_WAKE)
         self._none = kqueue.abi.count_type(0)
         self._one = kqueue.abi.count_type(1)
         # Systems have been seen that take the registration and never report the event: so it is tried.
-        kqueue.change(kqueue.entry(_WAKE, kfilter, EV_ADD | EV_CLEAR))
+        kqueue.change(kqueue.entry(_WAKE, kfilter, EV_ADD | EV_CLEAR, udata=_WAKE))
         kqueue.change(self._entry)
         if (_WAKE, kfilter, _WAKE) not in kqueue.look():
-            kqueue.change(kqueue.entry(_WAKE, kfilter, EV_DELETE))
+            kqueue.change(kqueue.entry(_WAKE, kfilter, EV_DELETE, udata=_WAKE))
             raise OSError(errno.ENOTSUP, "EVFILT_USER does not fire")
 
     def ring(self) -> None:
@@ -190,18 +90,22 @@ class UserEvent:
 
 
 class SelfPipe:
-    """Waking by a pipe(2) to ourselves, where there is no EVFILT_USER. Closed with the last reference, see `Kqueue`."""
+    """Waking by a pipe(2) to ourselves, where there is no EVFILT_USER.
 
-    __slots__ = ("_ends", "_results", "_write", "_writing")
+    Closed with the last reference, for the reason that `Kqueue` gives.
+    """
+
+    __slots__ = ("_owners", "_reading", "_results", "_write", "_writing")
 
     def __init__(self, kqueue: Kqueue) -> None:
         self._results: list[int] = []
         self._write = _libc.collecting("write", self._results)
-        self._ends = list(os.pipe())  # both with close-on-exec
-        for end in self._ends:
+        self._reading, self._writing = ends = os.pipe()  # both with close-on-exec
+        self._owners = [_libc.owner_of(end) for end in ends]
+        for end in ends:
             os.set_blocking(end, False)
-        reading, self._writing = self._ends
-        kqueue.change(kqueue.entry(reading, kqueue.abi.EVFILT_READ, EV_ADD | EV_CLEAR), tolerated=_REGISTERED)
+        entry = kqueue.entry(self._reading, kqueue.abi.EVFILT_READ, EV_ADD | EV_CLEAR, udata=_WAKE)
+        kqueue.change(entry, tolerated=_REGISTERED)
 
     def ring(self) -> None:
         # EAGAIN means that the pipe is full of wake-ups already: the result says nothing.
@@ -211,13 +115,10 @@ class SelfPipe:
     def silence(self) -> None:
         """Empty the pipe: once it were full, no write would make an edge any more."""
         try:
-            while os.read(self._ends[0], 4096):
+            while os.read(self._reading, 4096):
                 pass
         except BlockingIOError:
             pass  # empty
-
-    def __del__(self) -> None:
-        _libc.close_all(self._ends)
 
 
 class KqueueBackend(ReadinessBackend):
@@ -262,8 +163,8 @@ class KqueueBackend(ReadinessBackend):
         self._max_events = abi.count_type(MAX_EVENTS)
         # struct timespec: both of its members have 64 bits on every LP64 system.
         self._timespec = (ctypes.c_int64 * 4)()  # two of them, the second always zero
-        address = ctypes.addressof(self._timespec)
-        self._timespec_pointer, self._no_time_pointer = ctypes.c_void_p(address), ctypes.c_void_p(address + 16)
+        self._timespec_pointer = ctypes.c_void_p(ctypes.addressof(self._timespec))
+        self._no_time_pointer = ctypes.c_void_p(ctypes.addressof(self._timespec) + 16)
 
     def register(self, descriptor: Descriptor) -> None:
         fd, kqueue, abi = descriptor.fd, self._kqueue, self._kqueue.abi
@@ -294,23 +195,21 @@ class KqueueBackend(ReadinessBackend):
     def unregister(self, descriptor: Descriptor) -> None:
         kqueue, abi = self._kqueue, self._kqueue.abi
         for kfilter in (abi.EVFILT_READ, abi.EVFILT_WRITE):
-            kqueue.change(kqueue.entry(descriptor.fd, kfilter, EV_DELETE), tolerated=_NOT_REGISTERED)
+            entry = kqueue.entry(descriptor.fd, kfilter, EV_DELETE, udata=_WAKE)
+            kqueue.change(entry, tolerated=_NOT_REGISTERED)
 
     def wait(self, timeout: float | None) -> None:
         if self._short_of_memory:
             timeout = self.try_again(timeout)
-        fd = self._kqueue.fd
+        kevent: Callable[..., None] = self._kevent_wait
+        time_pointer = None
         if timeout == 0:
-            self._kevent_look(
-                fd, None, self._no_changes, self._events_pointer, self._max_events, self._no_time_pointer
-            )
-        else:
-            time_pointer = None
-            if timeout is not None:
-                time_pointer = self._timespec_pointer
-                nanoseconds = int(min(timeout, _LONGEST_WAIT) * 1_000_000_000)
-                self._timespec[0], self._timespec[1] = divmod(nanoseconds, 1_000_000_000)
-            self._kevent_wait(fd, None, self._no_changes, self._events_pointer, self._max_events, time_pointer)
+            kevent, time_pointer = self._kevent_look, self._no_time_pointer
+        elif timeout is not None:
+            nanoseconds = int(min(timeout, _LONGEST_WAIT) * 1_000_000_000)
+            self._timespec[0], self._timespec[1] = divmod(nanoseconds, 1_000_000_000)
+            time_pointer = self._timespec_pointer
+        kevent(self._kqueue.fd, None, self._no_changes, self._events_pointer, self._max_events, time_pointer)
         if self._counts[0] < 0:
             number = ctypes.get_errno()
             self._counts.clear()
@@ -363,7 +262,7 @@ class KqueueBackend(ReadinessBackend):
         """Nothing to do: the kqueue and the pipe go with this object."""
 
     def abandon(self) -> None:
-        self._kqueue.forget()
+        self._kqueue.disown()
 
     def report(self) -> str:
         """A word on how it works here; `OSError` when the kernel does not speak as this file understands it.
@@ -383,7 +282,7 @@ class KqueueBackend(ReadinessBackend):
                     raise OSError(f"{kqueue.abi.kevent}() reports events in a form that is not known")
                 seen.update(kqueue.look())
             for ident, kfilter, _ in expected:
-                kqueue.change(kqueue.entry(ident, kfilter, EV_DELETE), tolerated=_NOT_REGISTERED)
+                kqueue.change(kqueue.entry(ident, kfilter, EV_DELETE, udata=_WAKE), tolerated=_NOT_REGISTERED)
         wakeup = "EVFILT_USER" if isinstance(self._wakeup, UserEvent) else "pipe"
         return f"edge-triggered, {wakeup} wake-up"
 
