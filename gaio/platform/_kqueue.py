@@ -234,13 +234,15 @@ class KqueueBackend(ReadinessBackend):
                 queue = descriptor.reads
                 request = queue.waiting
                 if flags & EV_EOF and fflags:
-                    queue.ready = -fflags
-                    self.readable(descriptor, 0)
+                    self.failed(descriptor, -fflags)
                 else:
                     # Nobody waits: then nobody remembers the count either, see the facts about `data`.
                     self.readable(descriptor, flags & FOR_GOOD or always or request is None)
                     if request is not None and queue.waiting is None and 0 <= request._result < data:
                         queue.ready = READY_FOR_GOOD
+            elif flags & EV_EOF and fflags:
+                self.failed(descriptor, -fflags)
+                self.writable(descriptor)
             else:
                 self.writable(descriptor)
         self._counts.clear()

@@ -101,7 +101,7 @@ class Kqueue:
     def change(self, entry: bytes, *, tolerated: tuple[int, ...] = ()) -> None:
         """Apply one change; `OSError` unless it succeeds or fails with an error that is tolerated.
 
-        One a call, and without room for events: those would be fetched by a thread that has not got the watch.
+        One a call, and without room for events: a thread that has not got the watch would fetch them.
         """
         try:
             self._kevent(self.fd, entry, 1, None, 0, None)

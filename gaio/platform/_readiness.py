@@ -183,6 +183,15 @@ class ReadinessBackend(ABC):
         if queue.waiting is not None:
             self._try_read(queue.waiting, queue)
 
+    def failed(self, descriptor: Descriptor, error: int) -> None:
+        """The edge came with an error of the socket, which a call may not find any more: this was the telling."""
+        descriptor.reads.ready = error
+        self.readable(descriptor, 0)
+        writes = descriptor.writes
+        if writes is not None and writes.waiting is not None and type(writes.waiting._memory) is SocketAddress:
+            writes.ready = error  # the connection that is being made has failed
+            self._try_write(writes.waiting, writes)
+
     def writable(self, descriptor: Descriptor) -> None:
         """The edge came: there is room again, or an error that a write will find."""
         queue: Queue | None = descriptor.writes
@@ -285,6 +294,9 @@ class ReadinessBackend(ABC):
     def _try_connect(self, request: Any, queue: Any, address: SocketAddress) -> None:
         """connect(2) without blocking: it is in progress until the descriptor turns writable, or fails."""
         self._attempted = request
+        if queue.ready < 0:
+            self._bring_back(request, queue, queue.ready)
+            return
         if address.begun:
             # Why it failed is told, and forgotten, by SO_ERROR; connect(2) again tells that it has succeeded.
             self._getsockopt(
