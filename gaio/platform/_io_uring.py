@@ -267,7 +267,7 @@ class IoUringBackend:
             raise
 
     def _set_up(self, entries: int, cq_entries: int) -> None:
-        io_uring_setup = _libc.system_call(SYS_io_uring_setup)
+        io_uring_setup = _libc.system_call(SYS_io_uring_setup, "io_uring_setup")
         wanted = IORING_SETUP_CLAMP | IORING_SETUP_CQSIZE | IORING_SETUP_SUBMIT_ALL | IORING_SETUP_COOP_TASKRUN
         # Stepping down: without an index array from Linux 6.6 on, else with one.
         for flags in (wanted | IORING_SETUP_NO_SQARRAY, wanted):
@@ -341,7 +341,7 @@ class IoUringBackend:
             ring_entries=count,
             bgid=BUFFER_GROUP,
         )
-        io_uring_register = _libc.system_call(SYS_io_uring_register)
+        io_uring_register = _libc.system_call(SYS_io_uring_register, "io_uring_register")
         io_uring_register(self._ring, IORING_REGISTER_PBUF_RING, ctypes.addressof(registration), 1)
         self._buffer_count = count
         self._handed_over = 0  # provided buffers consumed up to the batch in the caller's hands

@@ -116,12 +116,13 @@ def checked(name: str, library: Library = LIBC) -> Callable[..., int]:
     return function
 
 
-def system_call(number: int) -> Callable[..., int]:
-    """A system call that sets things up, by its number; raises OSError."""
-    function = checked("syscall")
+def system_call(number: int, name: str) -> Callable[..., int]:
+    """A system call that sets things up, by its number; raises OSError with its name."""
+    function: Any = checked("syscall")
+    function.__name__ = name
 
     def call(*arguments: int) -> int:
-        return function(number, *arguments, *(0,) * (6 - len(arguments)))
+        return int(function(number, *arguments, *(0,) * (6 - len(arguments))))
 
     return call
 
