@@ -650,7 +650,7 @@ class Loop:
                 item.done = True
                 return
             self.backend.unregister(connection)
-            item.owner.extend(map(_libc.owner_of, (connection.fd,)))
+            item.owner.extend(map(_libc.socket_owner_of, (connection.fd,)))
         connection.fd = -1
         with self.delegation:
             connection.overtaken = ConnClosedError

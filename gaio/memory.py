@@ -53,30 +53,26 @@ _PyBuffer_Release = ctypes.pythonapi.PyBuffer_Release
 _PyBuffer_Release.argtypes = (ctypes.POINTER(_Py_buffer),)
 _PyBuffer_Release.restype = None
 
-_c_char = ctypes.c_char
-_addressof = ctypes.addressof
+class Pinned(ctypes.c_char):
+    """A buffer with a fixed address: exported, so that its owner refuses to resize it. Made by `from_buffer()`.
 
-
-class Pinned:
-    """A buffer with a fixed address: exported, so that its owner refuses to resize it."""
-
-    __slots__ = ("address", "_export")
-
-    def __init__(self, buffer: Any) -> None:
-        """Pin a writable contiguous buffer; `TypeError` or `BufferError` where it is not one."""
-        # c_char rather than an array type: ctypes would make (and keep) one class for every length.
-        self._export: Any = _c_char.from_buffer(buffer)
-        self.address: int = _addressof(self._export)
-
-
-class PinnedReadOnly(Pinned):
-    """The same for memory that ctypes will not export, because it is read-only."""
+    A single character stands for the whole buffer: of an array type ctypes would make, and keep, one class for every
+    length there is.
+    """
 
     __slots__ = ()
 
+    address = property(ctypes.addressof)
+
+
+class PinnedReadOnly:
+    """The same for memory that ctypes will not export, because it is read-only."""
+
+    __slots__ = ("address", "_view")
+
     def __init__(self, view: memoryview) -> None:
         """Pin what the view shows; nobody else may have the view, because releasing it would unpin."""
-        self._export = view
+        self._view = view
         export = _Py_buffer()
         try:
             _PyObject_GetBuffer(view, export, _PyBUF_SIMPLE)
@@ -107,7 +103,7 @@ class Vector:
     __slots__ = ("_pins", "_ends", "_lengths", "_iovecs")
 
     def __init__(self, parts: Sequence[memoryview]) -> None:
-        self._pins = [PinnedReadOnly(part) if part.readonly else Pinned(part) for part in parts]
+        self._pins = [PinnedReadOnly(part) if part.readonly else Pinned.from_buffer(part) for part in parts]
         self._lengths = [part.nbytes for part in parts]
         self._ends: list[int] = []
         end = 0
@@ -126,7 +122,7 @@ class Vector:
         entry = self._iovecs[index]
         entry.iov_base = self._pins[index].address + (offset - start)
         entry.iov_len = self._lengths[index] - (offset - start)
-        return _addressof(self._iovecs) + index * ctypes.sizeof(iovec), len(self._pins) - index
+        return ctypes.addressof(self._iovecs) + index * ctypes.sizeof(iovec), len(self._pins) - index
 
 
 def _byte_view(buffer: Any, operation: str) -> memoryview:
@@ -147,7 +143,7 @@ def pin_for_read(buffer: Any) -> tuple[Pinned, int]:
     `EmptyBufferError` when it has no room.
     """
     try:
-        return Pinned(buffer), len(buffer) if type(buffer) is bytearray else memoryview(buffer).nbytes
+        return Pinned.from_buffer(buffer), len(buffer) if type(buffer) is bytearray else memoryview(buffer).nbytes
     except (TypeError, ValueError, BufferError):
         pass  # ctypes' own messages do not say what to do: find out which it was and say it
     view = _byte_view(buffer, "read")
@@ -155,10 +151,10 @@ def pin_for_read(buffer: Any) -> tuple[Pinned, int]:
         raise BufferError("read() needs a writable buffer: pass a bytearray, or none to use the swap arena")
     if not view.nbytes:
         raise EmptyBufferError("the buffer has no room: pass one of at least one byte, or none")
-    return Pinned(view.cast("B")), view.nbytes
+    return Pinned.from_buffer(view.cast("B")), view.nbytes
 
 
-def memory_for_write(buffer: Any) -> tuple[bytes | Pinned | Vector, int]:
+def memory_for_write(buffer: Any) -> tuple[bytes | Pinned | PinnedReadOnly | Vector, int]:
     """What the kernel shall write for `buffer` (one buffer, or a sequence of them), and its length in bytes.
 
     `TypeError` when it is no buffer, `BufferError` when it is not contiguous, `EmptyBufferError` when there
@@ -166,13 +162,14 @@ def memory_for_write(buffer: Any) -> tuple[bytes | Pinned | Vector, int]:
     """
     if isinstance(buffer, (list, tuple)):
         return _gather(buffer)
-    view = _byte_view(buffer, "write")
+    view = buffer if type(buffer) is memoryview and buffer.c_contiguous else _byte_view(buffer, "write")
     length = view.nbytes
     if not length:
         raise EmptyBufferError("there is nothing to write: pass at least one byte")
     if length <= COPY_LIMIT:
         return view.tobytes(), length
-    return (PinnedReadOnly(view) if view.readonly else Pinned(view)), length
+    view = memoryview(view)  # for the pin alone
+    return (PinnedReadOnly(view) if view.readonly else Pinned.from_buffer(view)), length
 
 
 def _gather(parts: Sequence[Any]) -> tuple[bytes | Vector, int]:

@@ -97,7 +97,7 @@ class AcceptResult(OpResult):
     def own(self, fd: int) -> None:
         """Keep the descriptor that accept(2) returned. Done twice it is kept once: by C code, in one step."""
         if not self._connection:
-            self._connection.extend(map(_libc.owner_of, (fd,)))
+            self._connection.extend(map(_libc.socket_owner_of, (fd,)))
 
     @property
     def accepted(self) -> Any:

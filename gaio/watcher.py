@@ -207,6 +207,9 @@ class Watcher:
         if type(buf) is bytes and buf:
             request._memory = buf
             request._length = request._goal = len(buf)
+        elif type(buf) is memoryview and 0 < (length := buf.nbytes) <= COPY_LIMIT and buf.c_contiguous:
+            request._memory = buf.tobytes()
+            request._length = request._goal = length
         else:
             if type(buf) is memoryview and buf.nbytes > COPY_LIMIT and self._loop.arena.owns(buf):
                 request._memory, length = buf.tobytes(), buf.nbytes  # it must outlive the batch it came in

@@ -570,6 +570,7 @@ class IoUringBackend:
             span = bytes(span) + bytes(self._kcqes[: count * CQE.size - len(span)])
         descriptors = self._descriptors
         completed = self.completed
+        buffers, stride, mask = self._buffers, self._buffer_stride, self._buffer_mask
         for token, result, flags in CQE.iter_unpack(span):
             descriptor = descriptors.get(token >> 1)
             if descriptor is None:
@@ -578,22 +579,24 @@ class IoUringBackend:
             queue: Any = descriptor.writes if token & 1 else descriptor.reads
             request = queue.waiting
             if flags & IORING_CQE_F_BUFFER:
-                if flags >> IORING_CQE_BUFFER_SHIFT != consumed & self._buffer_mask:
+                number = flags >> IORING_CQE_BUFFER_SHIFT
+                if number != consumed & mask:
                     raise RuntimeError("the kernel handed out swap buffers out of order: use GAIO_BACKEND=epoll")
                 consumed += 1
-            if request is None:
-                continue  # dealt with before an interruption
-            if queue.ready >= POLL or result < 0 or type(request._memory) is OwnMemory:
-                if self._hold(request, queue, result):
-                    continue
-            elif not queue.outbound:
+                if request is None:
+                    continue  # dealt with before an interruption
+                start = number * stride
+                request.buffer = buffers[start : start + result] if result > 0 else None
                 queue.ready = NOT_EMPTY if flags & IORING_CQE_F_SOCK_NONEMPTY else UNKNOWN
-                if flags & IORING_CQE_F_BUFFER and result > 0:
-                    start = (flags >> IORING_CQE_BUFFER_SHIFT) * self._buffer_stride
-                    request.buffer = self._buffers[start : start + result]
+            elif request is None or (
+                (result < 0 or queue.ready >= POLL or type(request._memory) is OwnMemory)
+                and self._hold(request, queue, result)
+            ):
+                continue
+            elif not token & 1:
+                queue.ready = NOT_EMPTY if flags & IORING_CQE_F_SOCK_NONEMPTY else UNKNOWN
             request._result = result
-            if not (completed and completed[-1] is request):
-                completed.append(request)
+            completed.append(request)
             queue.waiting = None
         if _WEAKLY_ORDERED:
             self._keep_order()
@@ -660,6 +663,8 @@ class IoUringBackend:
                 request._queue.waiting = None
         self._batch = []
         self._sq_tail = tail
+        for request in self.completed:
+            request._queue.waiting = None
         self._reap()
         self._wake_armed = False  # if it is armed still, a second one does no harm
         self._unpark = True
