@@ -22,6 +22,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from itertools import repeat, starmap
 from typing import Any
 
@@ -177,9 +178,25 @@ else:
     owner_of = select.kqueue.fromfd
 
 
-def socket_of(owner: Any) -> socket.socket:
-    """A blocking socket for a duplicate of what the owner closes: two objects must never own one number."""
-    sock = socket.socket(fileno=os.dup(owner.fileno()))
+class SocketOwner(socket.SocketType):
+    """The same for the descriptor of a socket, which can be taken over: see `socket_of()`."""
+
+    __slots__ = ()
+    __del__ = socket.SocketType.close  # instead of the finalizer that warns
+
+
+# As if for AF_UNSPEC: the family matters to no one here, and asking for it fails where a peer has gone (macOS).
+socket_owner_of: Callable[[int], SocketOwner] = partial(SocketOwner, 0, 0, 0)
+
+
+def socket_of(owner: SocketOwner) -> socket.socket:
+    """A blocking socket that takes the descriptor over. It needs no second one, which there might not be (EMFILE)."""
+    sock = socket.socket.__new__(socket.socket)
+    # What socket.socket.__init__() does, which is Python code: cut short, it would leave a descriptor with no owner, or
+    # with two. Here C code initializes one and then empties the other, or fails and leaves both as they were.
+    sock._io_refs, sock._closed = 0, False  # type: ignore[attr-defined]  # private, hence unknown to typeshed
+    initialize = partial(socket.SocketType.__init__, sock, -1, -1, -1)
+    deque(zip(map(initialize, (owner.fileno(),)), map(SocketOwner.detach, (owner,))), 0)
     if socket.getdefaulttimeout() is None:
         sock.setblocking(True)
     return sock
