@@ -79,7 +79,14 @@ class Backend(NamedTuple):
 
 def backends() -> list[Backend]:
     """What this machine offers, best first. Each backend is tried out; nothing stays open."""
-    return [Backend(*platform.offer(name)) for name in platform.names()]
+    return [_tried_out(name) for name in platform.names()]
+
+
+def _tried_out(name: str) -> Backend:
+    try:
+        return Backend(*platform.offer(name))
+    except OSError as error:  # no descriptors are left to try it with
+        return Backend(name, False, str(error))
 
 
 _new_request = OpResult.__new__

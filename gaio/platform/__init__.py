@@ -37,6 +37,7 @@ what the kernel has given must be in memory before then, and doing a step again 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Mapping
@@ -129,8 +130,12 @@ def names() -> tuple[str, ...]:
     return ()
 
 
+# open(2): the process, or the system, has no descriptors left just now, which says nothing about the kernel.
+NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+
+
 def offer(name: str) -> Offer:
-    """Try the backend out on the running kernel and tell what came of it."""
+    """Try the backend out on the running kernel and tell what came of it; OSError when it cannot be tried just now."""
     if name not in names():
         return Offer(name, False, f"{sys.platform} does not have it")
     return Offer(name, *_module(name).probe())

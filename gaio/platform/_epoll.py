@@ -20,7 +20,7 @@ import struct
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gaio.platform import FILE, Descriptor, _libc
+from gaio.platform import FILE, NO_DESCRIPTORS, Descriptor, _libc
 from gaio.platform._eventfd import Wakeup
 from gaio.platform._readiness import ReadinessBackend
 
@@ -166,6 +166,8 @@ def probe() -> tuple[bool, str]:
     try:
         open_backend(SwapArena(1), {}).close()
     except OSError as error:
+        if error.errno in NO_DESCRIPTORS:
+            raise
         return False, str(error)
     except AttributeError as error:
         return False, f"libc lacks it: {error}"

@@ -50,7 +50,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gaio.memory import SocketAddress, Vector
-from gaio.platform import DATAGRAM, FILE, LISTENER, SOCKET, Descriptor, _libc
+from gaio.platform import DATAGRAM, FILE, LISTENER, NO_DESCRIPTORS, SOCKET, Descriptor, _libc
 from gaio.platform._eventfd import Wakeup
 from gaio.platform._libc import IOV_MAX, MAX_RW_COUNT, address_of, msghdr
 
@@ -765,10 +765,7 @@ def _probe_once(process: int) -> tuple[bool, str]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         trial = _Trial(ours.fileno())
-        try:
-            backend = IoUringBackend(SwapArena(64), {1: trial}, entries=4)
-        except (OSError, AttributeError) as error:
-            return False, _why_not(error)
+        backend = IoUringBackend(SwapArena(64), {1: trial}, entries=4)
         try:
             backend.start([trial])
             theirs.send(b"?")
@@ -785,8 +782,6 @@ def _probe_once(process: int) -> tuple[bool, str]:
             if trial._result != -errno.ECANCELED:
                 return False, f"a cancelled receive returned {trial._result}"
             return True, backend.describe()
-        except OSError as error:
-            return False, _why_not(error)
         finally:
             backend.close()
 
@@ -809,4 +804,9 @@ def probe() -> tuple[bool, str]:
 
     Never by version: containers and hardened kernels refuse it with EPERM or ENOSYS as a matter of course.
     """
-    return _probe_once(os.getpid())
+    try:
+        return _probe_once(os.getpid())
+    except (OSError, AttributeError) as error:  # which is not remembered: memory may be short for the moment only
+        if getattr(error, "errno", None) in NO_DESCRIPTORS:
+            raise
+        return False, _why_not(error)

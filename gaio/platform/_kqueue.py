@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from gaio.platform import FILE, Descriptor, _libc
+from gaio.platform import FILE, NO_DESCRIPTORS, Descriptor, _libc
 from gaio.platform._kqueue_abi import (
     EV_ADD,
     EV_CLEAR,
@@ -299,4 +299,6 @@ def probe() -> tuple[bool, str]:
     try:
         return True, open_backend(SwapArena(1), {}).report()
     except OSError as error:
+        if error.errno in NO_DESCRIPTORS:
+            raise
         return False, str(error)

@@ -1,0 +1,106 @@
+"""A libc that fails when it is told to: faults are injected where gaio reaches libc, never into gaio itself.
+
+`gaio.platform._libc` finds every foreign function by its name in a library. Here that library is replaced by one whose
+functions are the real ones, but for the calls that a test has marked: those return -1 with the errno asked for, or move
+fewer bytes than they were asked to.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from gaio.platform import _libc
+
+Condition = Callable[..., bool]
+
+
+def every_call(*arguments: Any) -> bool:
+    return True
+
+
+class _Fault:
+    def __init__(self, error: int, times: int | None, when: Condition) -> None:
+        self.error = error
+        self.left = times
+        self.when = when
+
+    def strikes(self, arguments: tuple[Any, ...]) -> bool:
+        if self.left == 0 or not self.when(*arguments):
+            return False
+        if self.left is not None:
+            self.left -= 1
+        return True
+
+
+class FaultyLibc:
+    """Put it in place before the watcher is made: backends bind their functions when they are opened."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._faults: dict[str, list[_Fault]] = {}
+        self._most: dict[str, tuple[int, int]] = {}
+        self.struck = 0  # calls that failed because of a fault
+        self.calls: dict[str, int] = {}
+        for library in ("keeping_gil", "dropping_gil"):
+            real = getattr(_libc.LIBC, library)
+            monkeypatch.setattr(_libc.LIBC, library, _FaultyLibrary(real, self))
+
+    def fail(self, name: str, error: int, *, times: int | None = 1, when: Condition = every_call) -> None:
+        """Let the next `times` calls of this function (None: all) that `when` is true for fail with this errno."""
+        self._faults.setdefault(name, []).append(_Fault(error, times, when))
+
+    def shorten(self, name: str, most: int, *, argument: int = 2) -> None:
+        """Let calls of this function move no more than so many bytes; `argument` is the place of the length."""
+        self._most[name] = (argument, most)
+
+    def recover(self) -> None:
+        """From now on nothing fails."""
+        self._faults.clear()
+        self._most.clear()
+
+    def fault_of(self, name: str, arguments: tuple[Any, ...]) -> int | None:
+        self.calls[name] = self.calls.get(name, 0) + 1
+        for fault in self._faults.get(name, ()):
+            if fault.strikes(arguments):
+                self.struck += 1
+                return fault.error
+        return None
+
+    def shortened(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        place, most = self._most.get(name, (0, 0))
+        if not most:
+            return arguments
+        return (*arguments[:place], min(most, arguments[place]), *arguments[place + 1 :])
+
+
+class _FaultyLibrary:
+    def __init__(self, real: Any, faults: FaultyLibc) -> None:
+        self._real = real
+        self._faults = faults
+
+    def __getitem__(self, name: str) -> _FaultyFunction:
+        return _FaultyFunction(self._real[name], name, self._faults)
+
+
+class _FaultyFunction:
+    """A foreign function as ctypes has it: `argtypes`, `restype` and `errcheck` can be set."""
+
+    def __init__(self, real: Any, name: str, faults: FaultyLibc) -> None:
+        self.__dict__.update(_real=real, __name__=name, _faults=faults)
+
+    def __setattr__(self, attribute: str, value: Any) -> None:
+        setattr(self.__dict__["_real"], attribute, value)
+
+    def __call__(self, *arguments: Any) -> Any:
+        real, name, faults = (self.__dict__[key] for key in ("_real", "__name__", "_faults"))
+        error = faults.fault_of(name, arguments)
+        if error is None:
+            return real(*faults.shortened(name, arguments))
+        ctypes.set_errno(error)
+        failed = ctypes.c_void_p(-1).value if real.restype is ctypes.c_void_p else -1
+        if getattr(real, "errcheck", None) is not None:
+            return real.errcheck(failed, real, arguments)
+        return failed if isinstance(real.restype, type) else real.restype(failed)

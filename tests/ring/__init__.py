@@ -1,0 +1,1 @@
+"""What only io_uring can get wrong: full queues, exhausted buffers, cancellation, memory that the kernel holds."""

@@ -1,0 +1,45 @@
+"""Watchers on a ring, of a geometry that the test chooses."""
+
+from __future__ import annotations
+
+import functools
+from typing import Protocol
+
+import pytest
+
+from gaio.platform import _io_uring
+from tests import backends
+from tests.accounting import AccountedWatcher, MakeWatcher
+
+
+@pytest.fixture(params=["io_uring"])
+def backend(request: pytest.FixtureRequest) -> backends.Name:
+    """The only backend here. Where it must work and does not, the tests fail; elsewhere they are skipped."""
+    if "io_uring" not in backends.under_test():
+        offer = backends.offered().get("io_uring")
+        pytest.skip(offer.reason if offer and not offer.available else "another backend was chosen")
+    assert backends.offered()["io_uring"].available, backends.offered()["io_uring"].reason
+    return "io_uring"
+
+
+class MakeRing(Protocol):
+    """The fixture make_ring."""
+
+    def __call__(
+        self, entries: int = ..., cq_entries: int | None = ..., swap_size: int = ...
+    ) -> AccountedWatcher: ...
+
+
+@pytest.fixture
+def make_ring(make_watcher: MakeWatcher, monkeypatch: pytest.MonkeyPatch) -> MakeRing:
+    """Makes accounted watchers on rings with so many submission and completion queue entries."""
+
+    def make(
+        entries: int = _io_uring.ENTRIES, cq_entries: int | None = None, swap_size: int = 65536
+    ) -> AccountedWatcher:
+        with monkeypatch.context() as patch:
+            tiny = functools.partial(_io_uring.IoUringBackend, entries=entries, cq_entries=cq_entries)
+            patch.setattr(_io_uring, "open_backend", tiny)
+            return make_watcher(swap_size)
+
+    return make

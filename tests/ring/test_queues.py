@@ -1,0 +1,160 @@
+"""Rings too small for what they are asked: more requests than entries, more completions than the kernel has room for."""
+
+from __future__ import annotations
+
+import random
+import threading
+from functools import partial
+from typing import Any
+
+import pytest
+
+import gaio
+from gaio.platform import _io_uring
+from tests.peers import Pairs, pattern, receive_exactly
+from tests.ring.conftest import MakeRing
+from tests.waiting import Background, wait_until
+
+pytestmark = pytest.mark.scenario(19, on="io_uring")
+
+
+def ring_of(watcher: gaio.Watcher) -> Any:
+    backend: Any = watcher._loop.backend
+    assert type(backend) is _io_uring.IoUringBackend
+    return backend
+
+
+def test_a_geometry_is_what_was_asked_for(make_ring: MakeRing) -> None:
+    """Or the tests below would prove nothing."""
+    ring = ring_of(make_ring(entries=1, cq_entries=2).watcher)
+    assert (ring._sq_entries, ring._cq_entries) == (1, 2)
+
+
+@pytest.mark.parametrize("entries", [1, 2, 8])
+def test_completions_beyond_the_queue_are_kept_by_the_kernel(
+    make_ring: MakeRing, pairs: Pairs, entries: int
+) -> None:
+    """Two hundred sockets turn readable while the completion queue has room for a few."""
+    watcher = make_ring(entries=entries, cq_entries=entries * 2)
+    ends = [pairs.unix() for _ in range(200)]
+    reads = [watcher.read(conn, bytearray(8) if number % 2 else None) for number, (conn, _) in enumerate(ends)]
+    assert watcher.wait(0) == []
+    for number, (_, peer) in enumerate(ends):
+        peer.send(b"%07d" % number)
+    watcher.finish(*reads)
+    for number, read in enumerate(reads):
+        data = read.data if read.buffer is None else bytes(read.buffer[: read.size])
+        assert data == b"%07d" % number
+
+
+def test_an_overflow_did_happen_and_was_drained(make_ring: MakeRing, pairs: Pairs) -> None:
+    """The kernel's own flag, seen while this thread keeps the watch: every completion comes in one batch."""
+    watcher = make_ring(entries=4, cq_entries=8)
+    loop = watcher.watcher._loop
+    ring = ring_of(watcher.watcher)
+    ends = [pairs.unix() for _ in range(100)]
+    reads = [watcher.read(conn) for conn, _ in ends]
+    assert watcher.wait(0) == []
+    with loop.watch:  # the watcher thread must not reap meanwhile
+        for _, peer in ends:
+            peer.send(b"x")
+        # With COOP_TASKRUN completions are worked out when the thread that submitted them enters the kernel next.
+        ring._enter(ring._enter_now, 0)
+        wait_until(lambda: ring._ksq_flags[0] & _io_uring.IORING_SQ_CQ_OVERFLOW, "the queue to overflow")
+    batch = watcher.wait(30)
+    assert set(batch) == set(reads), "what overflowed belongs to the same batch"
+
+
+def test_a_batch_larger_than_the_submission_queue(make_ring: MakeRing, pairs: Pairs) -> None:
+    """Five hundred requests at once into four entries, reads and writes, every one with its own bytes."""
+    watcher = make_ring(entries=4, cq_entries=8)
+    ends = [pairs.unix() for _ in range(250)]
+    reads = [watcher.read_full(conn, bytearray(6)) for conn, _ in ends]
+    writes = [watcher.write(conn, b"<%04d>" % number) for number, (conn, _) in enumerate(ends)]
+    watcher.finish(*writes)
+    for number, (_, peer) in enumerate(ends):
+        assert receive_exactly(peer, 6) == b"<%04d>" % number
+        peer.sendall(b"(%04d)" % number)
+    watcher.finish(*reads)
+    assert [bytes(read.buffer) for read in reads] == [b"(%04d)" % number for number in range(250)]
+
+
+def test_the_submission_queue_wraps_around(make_ring: MakeRing, pairs: Pairs) -> None:
+    """Batches of every size, so that an entry stands at each place where the queue may be cut."""
+    watcher = make_ring(entries=8, cq_entries=16)
+    ends = [pairs.unix() for _ in range(24)]
+    for size in [*range(1, 25), *random.Random(1).choices(range(1, 25), k=30)]:
+        chosen = ends[:size]
+        reads = [watcher.read(conn) for conn, _ in chosen]
+        for number, (_, peer) in enumerate(chosen):
+            peer.send(b"%d" % number)
+        watcher.finish(*reads)
+        assert [read.data for read in reads] == [b"%d" % number for number in range(size)]
+
+
+def test_vectored_writes_beyond_the_submission_queue(make_ring: MakeRing, pairs: Pairs) -> None:
+    """Each has a msghdr that must stay in place until the kernel has read it."""
+    watcher = make_ring(entries=2, cq_entries=4)
+    ends = [pairs.unix() for _ in range(20)]
+    parts = [pattern(40_000, seed) for seed in range(3)]
+    receiving = [Background(partial(receive_exactly, peer, 120_000)) for _, peer in ends]
+    watcher.finish(*(watcher.write(conn, parts) for conn, _ in ends))
+    assert all(peer.result() == b"".join(parts) for peer in receiving)
+
+
+def test_cancellations_beyond_the_submission_queue(make_ring: MakeRing, pairs: Pairs) -> None:
+    """Each deadline and each free() needs an entry of its own."""
+    watcher = make_ring(entries=2, cq_entries=4)
+    ends = [pairs.unix() for _ in range(100)]
+    reads = [watcher.read(conn, timeout=0.05 if number % 2 else None) for number, (conn, _) in enumerate(ends)]
+    assert watcher.wait(0) == []
+    for conn, _ in ends[::2]:
+        watcher.free(conn)
+    watcher.finish(*reads)
+    assert all(isinstance(read.error, gaio.DeadlineError) for read in reads[1::2])
+    assert all(isinstance(read.error, gaio.ConnClosedError) for read in reads[::2])
+
+
+def test_waking_up_through_a_full_queue(make_ring: MakeRing, pairs: Pairs) -> None:
+    """Eight threads submit to a ring of one entry, whose consumer sleeps in the kernel in between."""
+    watcher = make_ring(entries=1, cq_entries=2)
+    ends = [pairs.unix() for _ in range(8)]
+    rounds = 100
+    answered = [threading.Semaphore(0) for _ in ends]
+    places = {id(conn): number for number, (conn, _) in enumerate(ends)}
+
+    def submit(number: int) -> None:
+        for _ in range(rounds):
+            watcher.write(ends[number][0], b"x")
+            assert answered[number].acquire(timeout=30)
+
+    submitting = [Background(partial(submit, number)) for number in range(8)]
+    finished = 0
+    while finished < rounds * 8:
+        batch = watcher.wait(10)
+        assert batch, "a submitter was not heard"
+        for request in batch:
+            assert request.result is not None
+            answered[places[id(request.result.conn)]].release()
+        finished += len(batch)
+    for thread in submitting:
+        thread.result()
+    assert all(len(receive_exactly(peer, rounds)) == rounds for _, peer in ends)
+
+
+def test_a_wake_up_that_the_kernel_gave_up_is_armed_again(make_ring: MakeRing, pairs: Pairs) -> None:
+    """A multishot poll ends when its completion finds no room; the next submitter must be heard all the same."""
+    watcher = make_ring(entries=1, cq_entries=2)
+    for _ in range(20):
+        ends = [pairs.unix() for _ in range(20)]
+        reads = [watcher.read(conn) for conn, _ in ends]
+        assert watcher.wait(0) == []
+        for _, peer in ends:
+            peer.send(b"x")
+        watcher.finish(*reads)
+        conn, peer = pairs.unix()
+        harvesting = Background(lambda: watcher.wait(30))
+        wait_until(lambda: watcher.watcher._loop.sleeping, "the consumer to sleep in the kernel")
+        write = watcher.write(conn, b"heard")
+        assert harvesting.result() == [write]
+        assert peer.recv(10) == b"heard"
