@@ -2,7 +2,7 @@
 
 A request's memory is one of
     None          a read without a buffer: the backend takes room from the swap arena when bytes come
-    bytes         a write: immutable, so holding the object is enough to keep its address good
+    bytes         a write of up to MAX_RW_COUNT bytes: immutable, so holding the object keeps its address good
     Pinned        a caller's buffer, exported so that it can be neither resized nor freed meanwhile
     Vector        many of those, one vectored write
 and of requests that move no bytes: a SocketAddress to connect to, None to shut down or to accept.

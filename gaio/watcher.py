@@ -31,6 +31,7 @@ from gaio.loop import Loop, Release
 from gaio.memory import COPY_LIMIT, SocketAddress, memory_for_write, pin_for_read
 from gaio.platform import DATAGRAM, FILE, _libc, _sockaddr, _sockets
 from gaio.platform._affinity import set_thread_affinity
+from gaio.platform._libc import MAX_RW_COUNT
 from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, UNDER_WAY, WRITE, AcceptResult, Operation, OpResult
 
 if TYPE_CHECKING:
@@ -111,8 +112,8 @@ class Watcher:
     def __init__(self, *, swap_size: int = 65536, backend: BackendName | None = None) -> None:
         if not _is_int(swap_size):
             raise TypeError(f"swap_size must be a number of bytes, not {swap_size!r}")
-        if not 1 <= swap_size <= _libc.MAX_RW_COUNT:
-            raise ValueError(f"swap_size must be from 1 to {_libc.MAX_RW_COUNT} bytes, not {swap_size}")
+        if not 1 <= swap_size <= MAX_RW_COUNT:
+            raise ValueError(f"swap_size must be from 1 to {MAX_RW_COUNT} bytes, not {swap_size}")
         loop = self._loop = Loop(_choose(backend), swap_size)
         self._inbox = loop.inbox
         self._connections = loop.connections
@@ -211,9 +212,9 @@ class Watcher:
             connection = self._delegate(conn, WRITE)
         queue = connection.writes or self._open_writes(connection)
         request = _new_request(OpResult)
-        if type(buf) is bytes and buf:
+        if type(buf) is bytes and 0 < (length := len(buf)) <= MAX_RW_COUNT:
             request._memory = buf
-            request._length = request._goal = len(buf)
+            request._length = request._goal = length
         elif type(buf) is memoryview and 0 < (length := buf.nbytes) <= COPY_LIMIT and buf.c_contiguous:
             request._memory = buf.tobytes()
             request._length = request._goal = length

@@ -388,8 +388,7 @@ class IoUringBackend:
             if memory is None and queue.entry and not (queue.ready or uncommon):
                 append(queue.entry)
             elif type(memory) is bytes and queue.entry and not (request._offset or uncommon):
-                length = min(request._length, MAX_RW_COUNT)
-                append(pack(_SEND, queue.fd, 0, address_of(memory), length, _SEND_FLAGS, queue.token, 0))
+                append(pack(_SEND, queue.fd, 0, address_of(memory), request._length, _SEND_FLAGS, queue.token, 0))
             else:
                 if queue.token in self._cancelling:
                     self._parked[request] = None

@@ -33,7 +33,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gaio.memory import SocketAddress, Vector
-from gaio.platform import DATAGRAM, FILE, LISTENER, STREAM, Descriptor, Queue, Request, _libc
+from gaio.platform import DATAGRAM, FILE, LISTENER, SOCKET, STREAM, Descriptor, Queue, Request, _libc
 from gaio.platform._libc import IOV_MAX, address_of, msghdr
 
 if TYPE_CHECKING:
@@ -122,12 +122,31 @@ class ReadinessBackend(ABC):
     # --- requests -------------------------------------------------------------------------------------------
 
     def start(self, requests: list[Any]) -> None:
+        returned, completed = self._returned, self.completed
         for request in requests:
             queue = request._queue
             if not queue.ready:
                 queue.waiting = request
             elif queue.outbound:
-                self._try_write(request, queue)
+                if type(request._memory) is not bytes or request._offset or queue.descriptor.kind == FILE:
+                    self._try_write(request, queue)
+                    continue
+                # _try_write(), _conclude() and _bring_back() of the common case in one piece: they are a third of the
+                # time that epoll takes for a small message.
+                length = request._length
+                self._attempted = request
+                self._send(queue.fd, request._memory, length, _SEND_FLAGS)
+                moved = returned[0]
+                if moved < 0:
+                    self._not_moved(request, queue, -ctypes.get_errno())
+                    continue
+                if moved < length and queue.ready == READY and queue.descriptor.kind == STREAM:
+                    queue.ready = NOT_READY
+                request._result = moved
+                queue.waiting = None
+                completed.append(request)
+                returned.clear()
+                self._attempted = None
             else:
                 self._try_read(request, queue)
 
@@ -228,6 +247,27 @@ class ReadinessBackend(ABC):
             start = self._start = segment.used
             self._pointer.value = segment.address + start
             asked = segment.size - start
+            if kind <= SOCKET:
+                # The common case, in one piece as in start().
+                self._asked = asked
+                self._attempted = request
+                self._recv(queue.fd, self._pointer, asked, _RECV_FLAGS)
+                moved = self._returned[0]
+                if moved > 0 and segment.batch >= 0:
+                    request.buffer = segment.memory[start : start + moved]
+                    segment.used = start + moved
+                    if moved < asked and kind == STREAM and queue.ready == READY:
+                        queue.ready = NOT_READY
+                    request._result = moved
+                    queue.waiting = None
+                    self.completed.append(request)
+                    self._returned.clear()
+                    self._attempted = None
+                elif moved < 0:
+                    self._not_moved(request, queue, -ctypes.get_errno())
+                else:
+                    self._conclude(request, queue)
+                return
         else:
             offset = request._offset
             self._pointer.value = memory.address + offset
