@@ -128,3 +128,9 @@ def check_connected(fd: int, kind: int) -> None:
     # the first read to report.
     if kind == STREAM and not _sockets.family_and_port(fd)[1]:
         raise UnsupportedConnError("conn is not connected: connect() it before submitting requests")
+
+
+def check_unconnected(fd: int, kind: int) -> None:
+    """`UnsupportedConnError` when it is connected: only a datagram socket may choose another peer, connect(2)."""
+    if kind != DATAGRAM and _sockets.has_peer(fd):
+        raise UnsupportedConnError("conn is connected already: connect a new socket instead")

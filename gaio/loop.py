@@ -603,6 +603,8 @@ class Loop:
         while before._next is not request:
             before = before._next
         request.error = error
+        if request.operation is CONNECT:
+            self.connecting.discard(queue.descriptor.token)
         self.outbox.append(request)
         before._next = request._next
         if queue.tail is request:

@@ -19,7 +19,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from gaio import platform
-from gaio.connection import Connection, RequestQueue, check_connected, check_kind, descriptor_of, is_socket, kind_of
+from gaio.connection import (
+    Connection,
+    RequestQueue,
+    check_connected,
+    check_kind,
+    check_unconnected,
+    descriptor_of,
+    kind_of,
+)
 from gaio.deadlines import Deadline
 from gaio.errors import (
     BackendUnavailableError,
@@ -29,7 +37,7 @@ from gaio.errors import (
 )
 from gaio.loop import Loop, Release
 from gaio.memory import COPY_LIMIT, SocketAddress, memory_for_write, pin_for_read
-from gaio.platform import DATAGRAM, FILE, _libc, _sockaddr, _sockets
+from gaio.platform import FILE, _libc, _sockaddr, _sockets
 from gaio.platform._affinity import set_thread_affinity
 from gaio.platform._libc import MAX_RW_COUNT
 from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, UNDER_WAY, WRITE, AcceptResult, Operation, OpResult
@@ -265,19 +273,23 @@ class Watcher:
         is no address of its family; otherwise as `read()`.
         """
         _vet(timeout)
-        known = self._known(conn)
-        fd = known.fd if known is not None else descriptor_of(conn)
-        sockaddr = _sockaddr.pack(_sockets.family_and_port(fd)[0] if is_socket(fd) else -1, address)
-        connection = known or self._delegate(conn, CONNECT)
+        connection = self._known(conn)
+        fd = connection.fd if connection is not None else descriptor_of(conn)
+        kind = connection.kind if connection is not None else kind_of(fd)
+        check_kind(kind, CONNECT)
+        memory = SocketAddress(_sockaddr.pack(_sockets.family_and_port(fd)[0], address))
+        check_unconnected(fd, kind)  # nothing is delegated for a request that will be refused
+        if connection is None:
+            connection = self._delegate(conn, CONNECT)
         self._one_at_a_time(self._begin_connecting, connection)
         queue = connection.writes or self._open_writes(connection)
-        memory = SocketAddress(sockaddr)
         self._submit(OpResult(), CONNECT, conn, queue, None, memory, 0, context, timeout)
 
     def _begin_connecting(self, connection: Connection) -> None:
         connecting = self._loop.connecting
-        if connection.token in connecting or (connection.kind != DATAGRAM and _sockets.has_peer(connection.fd)):
-            raise UnsupportedConnError("conn is connected or connecting already: connect a new socket instead")
+        if connection.token in connecting:
+            raise UnsupportedConnError("conn is connecting already: wait for the result")
+        check_unconnected(connection.fd, connection.kind)  # perhaps another thread was faster
         connecting.add(connection.token)
 
     def shutdown(self, conn: HasFileno, *, context: Any = None) -> None:
