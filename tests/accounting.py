@@ -46,6 +46,15 @@ class Request:
         assert self.result is not None, f"{self!r} has no result yet"
         return self.result.error
 
+    @property
+    def accepted(self) -> socket:
+        """The connection of an ACCEPT that succeeded."""
+        assert self.result is not None, f"{self!r} has no result yet"
+        accepted: socket = self.result.accepted
+        assert type(accepted) is socket, self.result
+        assert self.result.accepted is accepted, "one connection, one socket"
+        return accepted
+
     def record(self, result: gaio.OpResult) -> None:
         """Take the result, which must be the first, and must be this request's."""
         assert self.result is None, f"a second result for one request: {self.result!r}, then {result!r}"
@@ -56,6 +65,10 @@ class Request:
         )
         assert isinstance(result.size, int)
         assert result.size >= 0
+        if self.operation not in (gaio.READ, gaio.WRITE):
+            self._check_without_bytes(result)
+            return
+        assert result.accepted is None
         if self.buffer is None:
             self._check_swap_buffer(result)
         else:
@@ -67,8 +80,17 @@ class Request:
                 assert result.size == self.size_wanted
         if result.error is None and not (isinstance(self._conn, socket) and self._conn.type != SOCK_STREAM):
             assert result.size > 0, "success without a byte, on a stream"
+        self._keep(result)
+
+    def _keep(self, result: gaio.OpResult) -> None:
         self._conn = None  # a test may want to forget it
         self.result = result
+
+    def _check_without_bytes(self, result: gaio.OpResult) -> None:
+        assert (result.size, result.buffer, result.is_swap_buffer) == (0, None, False)
+        if self.operation is not gaio.ACCEPT or result.error is not None:
+            assert result.accepted is None  # of one that succeeded, only looked at when the test does
+        self._keep(result)
 
     def _check_swap_buffer(self, result: gaio.OpResult) -> None:
         if result.size:
@@ -112,6 +134,22 @@ class AccountedWatcher:
         return self._submit(
             request, lambda serial: self.watcher.write(conn, buffer, context=serial, timeout=timeout)
         )
+
+    def accept(self, listener: Closable, *, timeout: float | None = None) -> Request:
+        request = Request(gaio.ACCEPT, listener, None, whole=False)
+        return self._submit(
+            request, lambda serial: self.watcher.accept(listener, context=serial, timeout=timeout)
+        )
+
+    def connect(self, conn: Closable, address: Any, *, timeout: float | None = None) -> Request:
+        request = Request(gaio.CONNECT, conn, None, whole=False)
+        return self._submit(
+            request, lambda serial: self.watcher.connect(conn, address, context=serial, timeout=timeout)
+        )
+
+    def shutdown(self, conn: Closable) -> Request:
+        request = Request(gaio.SHUTDOWN, conn, None, whole=False)
+        return self._submit(request, lambda serial: self.watcher.shutdown(conn, context=serial))
 
     def _submit(self, request: Request, call: Callable[[int], None]) -> Request:
         serial = next(self._serial)
