@@ -39,7 +39,7 @@ STEPS: dict[str, tuple[str, Condition]] = {
     "madvise": ("madvise", lambda *_: True),
     "eventfd": ("eventfd", lambda *_: True),
 }
-ERRORS = ("EPERM", "EACCES", "ENOSYS", "EINVAL", "ENOMEM", "EAGAIN", "EFAULT", "EOPNOTSUPP")
+ERRORS = ("EPERM", "EACCES", "ENOSYS", "EINVAL", "ENOMEM", "EBADF", "EFAULT", "EOPNOTSUPP")
 # What the reason must tell beyond the error's own text, so that a reader knows what to do.
 ADVICE = {"EPERM": "seccomp", "ENOSYS": "built without", "EINVAL": "5.19", "ENOMEM": "RLIMIT_MEMLOCK"}
 
@@ -95,6 +95,7 @@ def test_a_forced_ring_is_never_replaced(libc: FaultyLibc, monkeypatch: pytest.M
 def test_running_out_of_descriptors_once_does_not_rule_it_out_for_good(libc: FaultyLibc, backend: Name) -> None:
     """The outcome of trying is remembered, but not that of a moment without descriptors or memory."""
     for error in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        _io_uring._probe_once.cache_clear()
         libc.fail("syscall", error, when=is_call(_io_uring.SYS_io_uring_setup))
         found = offer()
         assert not found.available

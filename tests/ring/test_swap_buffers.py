@@ -1,0 +1,111 @@
+"""The ring of provided buffers: used up while nobody fetches results, then given back in the same order."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from gaio.platform import _io_uring
+from tests.accounting import Request
+from tests.peers import Pairs, pattern
+from tests.ring.conftest import MakeRing
+from tests.waiting import Background, wait_until
+
+pytestmark = pytest.mark.scenario(18, on="io_uring")
+
+
+@pytest.fixture(autouse=True)
+def few_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen instead of a thousand, of 64 bytes each."""
+    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda swap_size: (64, 16))
+
+
+def test_more_messages_than_buffers_while_nobody_fetches(make_ring: MakeRing, pairs: Pairs) -> None:
+    """The watcher thread receives until no buffer is left; the rest waits in the sockets, and no one sees an error."""
+    watcher = make_ring()
+    ends = [pairs.unix() for _ in range(100)]
+    reads = [watcher.read(conn) for conn, _ in ends]
+    for number, (_, peer) in enumerate(ends):
+        peer.send(b"message %d" % number)
+    wait_until(lambda: watcher.watcher.stats().pending == 100 - 16, "the buffers to be used up")
+    batch = watcher.wait(30)
+    assert len(batch) == 16
+    watcher.finish(*reads)
+    assert [read.data for read in reads] == [b"message %d" % number for number in range(100)]
+
+
+def test_one_connection_floods_through_few_buffers(make_ring: MakeRing, pairs: Pairs) -> None:
+    watcher = make_ring()
+    conn, peer = pairs.tcp()
+    payload = pattern(200_000)
+    sending = Background(lambda: peer.sendall(payload))
+    received = bytearray()
+    while len(received) < len(payload):
+        for read in watcher.finish(*(watcher.read(conn) for _ in range(40))) if len(received) < 100_000 else [
+            *watcher.finish(watcher.read(conn))
+        ]:
+            assert read.error is None
+            received += read.data
+    sending.result()
+    assert received == payload
+
+
+def test_reads_with_their_own_memory_go_on_meanwhile(make_ring: MakeRing, pairs: Pairs) -> None:
+    watcher = make_ring()
+    ends = [pairs.unix() for _ in range(30)]
+    reads = [watcher.read(conn) for conn, _ in ends]
+    own, own_peer = pairs.unix()
+    whole = watcher.read_full(own, bytearray(5))
+    for _, peer in ends:
+        peer.send(b"x")
+    wait_until(lambda: watcher.watcher.stats().pending == 31 - 16, "the buffers to be used up")
+    own_peer.send(b"whole")
+    wait_until(lambda: watcher.watcher.stats().pending == 30 - 16, "the read into the caller's buffer")
+    watcher.finish(*reads, whole)
+    assert whole.buffer == b"whole"
+
+
+@pytest.mark.parametrize("way", ["free", "deadline", "close"])
+def test_a_read_that_waits_for_a_buffer_can_be_cut_off(make_ring: MakeRing, pairs: Pairs, way: str) -> None:
+    watcher = make_ring()
+    ends = [pairs.unix() for _ in range(20)]
+    reads = [watcher.read(conn) for conn, _ in ends]
+    for _, peer in ends:
+        peer.send(b"x")
+    wait_until(lambda: watcher.watcher.stats().pending == 4, "the buffers to be used up")
+    late = watcher.read(pairs.unix()[0], timeout=0.01)
+    if way == "free":
+        for conn, _ in ends:
+            watcher.free(conn)
+        watcher.finish(*reads, late)
+    elif way == "close":
+        watcher.close_and_check()
+    wait_until(lambda: watcher.watcher.stats().pending <= 4, "the deadline")
+    watcher.finish(*reads, late)
+    assert sum(read.size for read in reads) <= 20
+    assert sum(read.error is None for read in reads) >= 16
+
+
+def test_views_stay_intact_through_many_rounds_of_the_ring(make_ring: MakeRing, pairs: Pairs) -> None:
+    """Every buffer is lent again and again, with batches of every size; no delivered byte changes meanwhile."""
+    watcher = make_ring()
+    chooser = random.Random(5)
+    ends = [pairs.unix() for _ in range(24)]
+    number = 0
+    for _ in range(300):
+        expected: dict[int, bytes] = {}
+        chosen = chooser.sample(ends, chooser.randrange(1, 25))
+        reads: list[Request] = []
+        for conn, peer in chosen:
+            number += 1
+            read = watcher.read(conn)
+            reads.append(read)
+            expected[id(read)] = b"%d " % number * 6
+            peer.send(expected[id(read)])
+        while any(read.result is None for read in reads):
+            batch = watcher.wait(30)
+            assert batch
+            for read in batch:
+                assert read.result is not None
+                assert bytes(read.result.buffer) == expected[id(read)]
