@@ -197,6 +197,9 @@ class ReadinessBackend(ABC):
         queue: Queue = descriptor.reads
         if for_good:
             queue.ready = READY_FOR_GOOD
+            writes = descriptor.writes
+            if writes is not None and writes.waiting is not None and type(writes.waiting._memory) is SocketAddress:
+                self.writable(descriptor)  # why a connection cannot be made is told once, and not for a read to hear
         elif not queue.ready:
             queue.ready = READY
         if queue.waiting is not None:
@@ -337,7 +340,8 @@ class ReadinessBackend(ABC):
         if queue.ready < 0:
             self._bring_back(request, queue, queue.ready)
             return
-        if address.begun:
+        begun = address.begun
+        if begun:
             # Why it failed is told, and forgotten, by SO_ERROR; connect(2) again tells that it has succeeded.
             self._getsockopt(
                 queue.fd, socket.SOL_SOCKET, socket.SO_ERROR, self._so_error_pointer, self._so_error_size_pointer
@@ -352,6 +356,11 @@ class ReadinessBackend(ABC):
             address.begun = True
         self._connect(queue.fd, address.data, len(address.data))
         error = ctypes.get_errno() if self._returned[0] < 0 else 0
+        if error == errno.ECONNABORTED and not begun:
+            # Linux: the failure of the attempt before, which SO_ERROR has told already. This was the last of it.
+            self._returned.clear()
+            self._connect(queue.fd, address.data, len(address.data))
+            error = ctypes.get_errno() if self._returned[0] < 0 else 0
         if error in _IN_PROGRESS:
             self._not_moved(request, queue, _EAGAIN)
         else:
