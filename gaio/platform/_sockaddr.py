@@ -54,5 +54,7 @@ def _pack_unix(family: int, address: Any) -> bytes:
     if not path or len(path) + (not abstract) > _UNIX_PATH:
         raise ValueError(f"the path of a Unix socket must have from 1 to {_UNIX_PATH - 1} bytes, not {len(path)}")
     if not abstract:
+        if b"\0" in path:
+            raise ValueError(f"the path of a Unix socket must have no null byte inside: {address!r}")
         path += b"\0"
     return _head(family, 2 + len(path)) + path
