@@ -128,9 +128,10 @@ class Loop:
         self.delegation = threading.RLock()  # one delegation at a time; re-entrant for signal handlers that submit
         self.doorbell = threading.Lock()  # held; released to end a tick of the watcher thread early
         self.doorbell.acquire()
-        # The threads that are in the middle of something here: a signal handler or a finalizer that runs in one of
-        # them may submit, but must not begin what waits for a lock that the thread itself holds. Entered before
-        # the lock is taken and left after it is let go.
+        # The thread inside wait_io(), and those in the middle of something else: a signal handler or a finalizer that
+        # runs in one of them may submit, but must not begin what waits for a lock that the thread itself holds.
+        # Entered before the lock is taken and left after it is let go.
+        self.consumer = 0
         self.inside: set[int] = set()
         # From here on, only for whoever has the watch.
         self.outbox: list[OpResult] = []
@@ -256,6 +257,11 @@ class Loop:
             self.step_aside()
             raise
 
+    def is_inside(self) -> bool:
+        """Whether this call comes from within another one, in the same thread."""
+        thread = threading.get_ident()
+        return thread == self.consumer or thread in self.inside
+
     # --- the consumer ---------------------------------------------------------------------------------------
 
     def harvest(self, timeout: float | None) -> list[OpResult]:
@@ -264,8 +270,7 @@ class Loop:
         The batch stays in `delivery` until wait_io() is about to return it.
         """
         deadline = None if timeout is None else monotonic() + timeout
-        thread = threading.get_ident()
-        self.inside.add(thread)
+        self.consumer = threading.get_ident()
         if not self.watch.acquire(blocking=False):
             self.take_over()
         if self.failure is not None:
@@ -307,7 +312,6 @@ class Loop:
         if self.nested:
             self.before_nesting()
         self.watch.release()
-        self.inside.discard(thread)
         return batch
 
     def before_nesting(self) -> None:
@@ -345,7 +349,10 @@ class Loop:
                     self.watch.release()
             except RuntimeError:
                 pass  # not, or no longer, this thread's
-            self.inside.discard(threading.get_ident())
+            thread = threading.get_ident()
+            self.inside.discard(thread)
+            if self.consumer == thread:
+                self.consumer = 0
 
     # --- the watcher thread ---------------------------------------------------------------------------------
 
@@ -726,6 +733,7 @@ class Loop:
         self.closing = self.closed = self.sleeping = True
         self.watch = threading.RLock()
         self.delegation = threading.RLock()
+        self.consumer = 0
         self.inside = set()
         self.failure = self.delivery = None
         self.inbox, self.outbox, self.dying = [], [], []

@@ -466,17 +466,18 @@ class Watcher:
         loop = self._loop
         if timeout is not None:
             timeout = _seconds(timeout)
-        if threading.get_ident() in loop.inside:
+        if loop.is_inside():
             raise RuntimeError("wait_io() was called from within another call, by a signal handler or a finalizer")
         try:
             batch = loop.harvest(timeout)
+            # From this store to the caller the interpreter runs no signal handler: CPython does so at calls and at
+            # backward jumps only. So the batch is either still here for the next call, or the caller has it.
+            loop.delivery = None
+            loop.consumer = 0
+            return batch
         except BaseException:
             loop.step_aside()
             raise
-        # From this store to the caller the interpreter runs no signal handler: CPython does so at calls and at
-        # backward jumps only. So the batch is either still here for the next call, or the caller has it.
-        loop.delivery = None
-        return batch
 
     def __iter__(self) -> Iterator[OpResult]:
         """Yield results one by one until the watcher is closed and all have been delivered."""
@@ -499,9 +500,9 @@ class Watcher:
         loop = self._loop
         if not loop.closed:
             loop.ask_to_close()
-        thread = threading.get_ident()
-        if thread in loop.inside:
+        if loop.is_inside():
             return
+        thread = threading.get_ident()
         try:
             loop.inside.add(thread)
             loop.watch.acquire()
