@@ -1,0 +1,115 @@
+"""EINTR: ctypes makes no interrupted call again (PEP 475 is for the standard library), so gaio does."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import random
+import socket
+from typing import Any
+
+import pytest
+
+from gaio.platform import _io_uring
+from tests import backends
+from tests.accounting import MakeWatcher
+from tests.faulty_libc import Condition, FaultyLibc, every_call
+from tests.peers import Pairs, pattern, receive_exactly
+from tests.waiting import Background
+
+pytestmark = pytest.mark.scenario(1)
+
+READINESS = [name for name in backends.under_test() if name != "io_uring"]
+WAITS = {"epoll": "epoll_wait", "kqueue": "kevent", "io_uring": "syscall"}
+
+
+def every_other() -> Condition:
+    turns = itertools.cycle([True, False])
+    return lambda *_: next(turns)
+
+
+def interrupt_waits(libc: FaultyLibc, backend: str, times: int | None) -> None:
+    libc.fail(WAITS[backend], errno.EINTR, times=times, when=enters_ring if backend == "io_uring" else every_call)
+
+
+def enters_ring(*arguments: Any) -> bool:
+    return bool(arguments[0] == _io_uring.SYS_io_uring_enter)
+
+
+@pytest.mark.parametrize("times", [1, 50])
+def test_the_wait_is_interrupted(
+    libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs, backend: str, times: int
+) -> None:
+    watcher = make_watcher()
+    conn, peer = pairs.tcp()
+    read = watcher.read(conn)
+    assert watcher.wait(0) == []
+    interrupt_waits(libc, backend, times)
+    peer.sendall(b"x")
+    watcher.finish(read)
+    assert read.data == b"x"
+    while libc.struck < times:  # the rest of them
+        assert watcher.wait(0) == []
+
+
+def test_a_wait_that_is_interrupted_lasts_no_longer(
+    libc: FaultyLibc, make_watcher: MakeWatcher, backend: str
+) -> None:
+    """It goes on with what is left of its time: were it the whole time again, this would not end."""
+    watcher = make_watcher()
+    interrupt_waits(libc, backend, None)
+    assert watcher.wait(0.05) == []
+    assert libc.struck
+    libc.recover()
+
+
+@pytest.mark.parametrize("backend", READINESS, indirect=True)
+def test_every_other_call_is_interrupted(libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs) -> None:
+    """Every byte of a megabyte in each direction, through calls half of which move nothing."""
+    watcher = make_watcher()
+    for name in ("recv", "send", "sendmsg", "epoll_wait", "kevent"):
+        libc.fail(name, errno.EINTR, times=None, when=every_other())
+    conn, peer = pairs.tcp(buffers=16384)
+    there, back = pattern(1 << 20, seed=1), pattern(1 << 20, seed=2)
+    buffer = bytearray(1 << 20)
+    read = watcher.read_full(conn, buffer)
+    cuts = [0, *sorted(random.Random(1).sample(range(1, len(back)), 20)), len(back)]
+    parts = [back[start:end] for start, end in itertools.pairwise(cuts)]
+    writes = [
+        watcher.write(conn, part) if number % 3 else watcher.write(conn, [part[:1], part[1:]])
+        for number, part in enumerate(parts)
+    ]
+    sending = Background(lambda: peer.sendall(there))
+    receiving = Background(lambda: receive_exactly(peer, len(back)))
+    watcher.finish(read, *writes)
+    sending.result()
+    assert buffer == there
+    assert receiving.result() == back
+    assert libc.struck > 10
+
+
+@pytest.mark.parametrize("backend", READINESS, indirect=True)
+def test_connect_and_accept_are_interrupted(libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs) -> None:
+    """connect(2): an interrupted attempt goes on by itself, and ends as any other that is in progress."""
+    watcher = make_watcher().watcher
+    libc.fail("accept4", errno.EINTR, times=3)
+    libc.fail("accept", errno.EINTR, times=3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        client = socket.socket()
+        watcher.accept(listener, context="accept")
+        watcher.connect(client, address, context="connect")
+        found = {}
+        while len(found) < 2:
+            found.update({result.context: result for result in watcher.wait_io(30)})
+        assert found["accept"].error is None
+        assert found["connect"].error is None
+        assert libc.struck == 3
+        accepted = found["accept"].accepted
+        assert accepted is not None
+        accepted.sendall(b"x")
+        watcher.read(client)
+        (result,) = watcher.wait_io(30)
+        assert bytes(result.buffer) == b"x"
+        accepted.close()
+        watcher.free(client)
