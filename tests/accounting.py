@@ -50,9 +50,9 @@ class Request:
     def accepted(self) -> socket:
         """The connection of an ACCEPT that succeeded."""
         assert self.result is not None, f"{self!r} has no result yet"
-        accepted: socket = self.result.accepted
-        assert type(accepted) is socket, self.result
+        accepted = self.result.accepted
         assert self.result.accepted is accepted, "one connection, one socket"
+        assert isinstance(accepted, socket), self.result
         return accepted
 
     def record(self, result: gaio.OpResult) -> None:
