@@ -162,6 +162,8 @@ class ReadinessBackend(ABC):
             self._try_read(request, queue)
         if queue.waiting is request:
             self._bring_back(request, queue, _ECANCELED)
+            if queue.outbound:
+                queue.ready = READY  # a shutdown(2) that follows needs no room: it must not wait for an edge
 
     def settle(self) -> list[Any]:
         request: Any = self._attempted
