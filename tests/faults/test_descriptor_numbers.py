@@ -1,0 +1,173 @@
+"""A descriptor's number says nothing about whose it is: it may be a stranger's a moment after it was closed."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import gaio
+from tests.accounting import AccountedWatcher, MakeWatcher
+from tests.backends import Name
+from tests.peers import Pairs
+from tests.waiting import Background
+
+
+@pytest.mark.scenario(8)
+@pytest.mark.slow
+def test_a_freed_number_that_is_used_again_is_never_touched(make_watcher: MakeWatcher, pairs: Pairs) -> None:
+    """One thread opens files all the time, and finds in each what it wrote, while connections come and go.
+
+    It writes a token to each file, and reads it again later: bytes of a connection in there, a missing token or
+    EBADF would mean that somebody used a number that was no longer theirs.
+    """
+    watcher = make_watcher()
+    stop = threading.Event()
+
+    def open_files() -> int:
+        rounds = 0
+        held: list[tuple[int, bytes]] = []
+        while not stop.is_set() or held:
+            if not stop.is_set() and len(held) < 20:
+                number = os.memfd_create("stranger") if sys.platform == "linux" else os.dup(os.pipe()[0])
+                token = b"stranger %d" % rounds
+                os.write(number, token)
+                held.append((number, token))
+                rounds += 1
+            else:
+                number, token = held.pop(random.randrange(len(held)))
+                assert os.pread(number, 1000, 0) == token
+                os.close(number)
+        return rounds
+
+    if sys.platform != "linux":
+        pytest.skip("memfd_create(2) is Linux's")
+    opening = Background(open_files)
+    for _ in range(2000):
+        conn, peer = pairs.unix()
+        read = watcher.read(conn)
+        write = watcher.write(conn, b"of the connection")
+        if random.random() < 0.5:
+            watcher.wait(0)
+        if random.random() < 0.5:
+            peer.close()
+        watcher.free(conn)
+        watcher.free(conn)
+        watcher.finish(read, write)
+        peer.close()
+    stop.set()
+    assert opening.result() > 100
+
+
+@pytest.mark.scenario(9)
+def test_the_original_object_closed_again_and_again(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """The object no longer has a number: closing it, or collecting it, closes no stranger's descriptor."""
+    for _ in range(100):
+        conn, peer = pairs.unix()
+        read = watcher.read(conn)
+        stranger = os.dup(peer.fileno())
+        conn.close()
+        conn.close()
+        assert conn.detach() == -1
+        os.fstat(stranger)
+        peer.send(b"x")
+        watcher.finish(read)
+        assert read.data == b"x"
+        del conn, read
+        os.fstat(stranger)
+        os.close(stranger)
+
+
+@pytest.mark.scenario(8)
+def test_nothing_is_inherited_by_a_child_program(make_watcher: MakeWatcher, pairs: Pairs) -> None:
+    """Not even when it is started with close_fds=False: neither connections nor what a watcher needs for itself."""
+    ask = "import os\nfor name in os.listdir('/proc/self/fd'):\n    print(name)"
+    if sys.platform != "linux":
+        pytest.skip("needs /proc")
+
+    def inherited() -> set[str]:
+        command = [sys.executable, "-S", "-E", "-c", ask]
+        done = subprocess.run(command, close_fds=False, capture_output=True, text=True, timeout=30, check=True)
+        return set(done.stdout.split())
+
+    before = inherited()
+    watcher = make_watcher()
+    for _ in range(5):
+        conn, peer = pairs.tcp()
+        watcher.finish(watcher.write(conn, b"x"))
+        watcher.read(conn)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        watcher.watcher.accept(listener)
+        with socket.create_connection(address):
+            (result,) = watcher.watcher.wait_io(30)
+            assert inherited() == before
+            detached = result.accepted
+            assert detached is not None
+            with detached:
+                assert inherited() == before
+            watcher.watcher.free(listener)
+    watcher.finish_all() if not watcher.pending else None
+
+
+@pytest.mark.scenario(26)
+def test_the_mode_of_a_description_that_others_share_stays(make_watcher: MakeWatcher, pairs: Pairs) -> None:
+    """O_NONBLOCK belongs to the open file description: another holder of it still blocks as it did before."""
+    watcher = make_watcher()
+    for blocking in (True, False):
+        for make in (pairs.tcp, pairs.unix):
+            conn, peer = make()
+            conn.setblocking(blocking)
+            shared = socket.socket(fileno=os.dup(conn.fileno()))
+            pairs.also_close(shared)
+            read, write = watcher.read(conn), watcher.write(conn, [b"x", bytearray(100_000)], timeout=0)
+            peer.send(b"x")
+            watcher.finish(read, write)
+            assert os.get_blocking(shared.fileno()) is blocking
+            watcher.free(conn)
+            watcher.wait(0)
+            assert os.get_blocking(shared.fileno()) is blocking
+
+
+@pytest.mark.scenario(10)
+def test_freeing_from_within_the_batch_that_ends_it(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """As a server does: free() for each of several results of one connection that came in one batch."""
+    for _ in range(100):
+        conn, peer = pairs.tcp()
+        reads = [watcher.read(conn) for _ in range(5)]
+        peer.send(b"x")
+        peer.close()
+        for read in watcher.finish(*reads):
+            assert read.result is not None
+            watcher.free(read.result.conn)
+        assert watcher.wait(0) == []
+    assert watcher.watcher.stats()[:2] == (0, 0)
+
+
+@pytest.mark.scenario(13)
+def test_a_watcher_is_collected_with_requests_pending_while_a_peer_floods(backend: Name, pairs: Pairs) -> None:
+    """The memory of its requests goes with it, but not before the kernel has let go of it."""
+    for _ in range(20):
+        watcher = gaio.Watcher(backend=backend)
+        conn, peer = pairs.tcp(buffers=8192)
+        peer.setblocking(False)
+        buffer = bytearray(1 << 20)
+        watcher.read_full(conn, buffer)
+        watcher.read(conn)
+        watcher.write(conn, bytes(1 << 20))
+        assert watcher.wait_io(0) == []
+        try:
+            while peer.send(b"flood" * 1000):
+                pass
+        except (BlockingIOError, ConnectionError):
+            pass
+        del watcher
+        snapshot = bytes(buffer)
+        peer.close()
+        assert buffer == snapshot
+        buffer.clear()
