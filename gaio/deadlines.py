@@ -34,19 +34,19 @@ class Deadline(Generic[RequestT]):
 class Deadlines(Generic[RequestT]):
     """Pending deadlines, earliest first. Not thread-safe: it belongs to whoever has the watch."""
 
-    __slots__ = ("_heap", "_shells")
+    __slots__ = ("entries", "_shells")
 
     def __init__(self) -> None:
-        self._heap: list[Deadline[RequestT]] = []
+        self.entries: list[Deadline[RequestT]] = []
         self._shells = 0
 
     def __len__(self) -> int:
         """Entries held, shells included."""
-        return len(self._heap)
+        return len(self.entries)
 
     def add(self, deadline: Deadline[RequestT]) -> None:
         """Take a deadline in. One that is called off already, or is here already, does no harm."""
-        heappush(self._heap, deadline)
+        heappush(self.entries, deadline)
 
     def call_off(self, deadline: Deadline[RequestT]) -> None:
         """Forget the deadline: its request has finished."""
@@ -54,8 +54,8 @@ class Deadlines(Generic[RequestT]):
             return
         deadline.request = None
         self._shells += 1
-        if self._shells > _FEW and self._shells * 2 > len(self._heap):
-            self.replace(self._heap)
+        if self._shells > _FEW and self._shells * 2 > len(self.entries):
+            self.replace(self.entries)
 
     def replace(self, deadlines: Iterable[Deadline[RequestT]]) -> None:
         """Hold these deadlines and no others; those called off are left out.
@@ -65,12 +65,12 @@ class Deadlines(Generic[RequestT]):
         """
         alive = [deadline for deadline in deadlines if deadline.request is not None]
         heapify(alive)
-        self._heap = alive
+        self.entries = alive
         self._shells = 0
 
     def earliest(self) -> float | None:
         """When the next deadline expires, None when there is none."""
-        heap = self._heap
+        heap = self.entries
         while heap and heap[0].request is None:
             heappop(heap)
             self._shells -= 1
@@ -81,4 +81,4 @@ class Deadlines(Generic[RequestT]):
         when = self.earliest()
         if when is None or when > now:
             return None
-        return self._heap[0].request
+        return self.entries[0].request

@@ -246,7 +246,7 @@ class Loop:
         self.ring_doorbell()
         try:
             self.inside.add(thread)
-            if not self.watch.acquire(blocking=False):
+            if not self.watch.acquire(False):
                 self.take_over()
             self.turn(0)  # a ring listens for wake-ups only once it has been entered
             self.before_nesting()
@@ -271,7 +271,7 @@ class Loop:
         """
         deadline = None if timeout is None else monotonic() + timeout
         self.consumer = threading.get_ident()
-        if not self.watch.acquire(blocking=False):
+        if not self.watch.acquire(False):
             self.take_over()
         if self.failure is not None:
             failure, self.failure = self.failure, None
@@ -341,7 +341,7 @@ class Loop:
         self.wanted = False
         self.visits += 1
         try:
-            if self.watch.acquire(blocking=False) and self.cut_short:
+            if self.watch.acquire(False) and self.cut_short:
                 self.backend.settle()  # errno is this thread's own
         finally:
             try:
@@ -390,7 +390,7 @@ class Loop:
             self.doorbell.acquire(timeout=GRACE)
             if self.visits != seen or self.failure is not None:
                 idle = 0
-            elif self.watch.acquire(blocking=False):
+            elif self.watch.acquire(False):
                 return True
             elif idle < IDLE_TICKS:
                 idle += 1
@@ -429,7 +429,7 @@ class Loop:
         if self.ready:
             backend.start(self.ready)
             self.ready.clear()
-        if self.deadlines:
+        if self.deadlines.entries:
             timeout = self.expire(timeout)
         if self.leaving:
             self.dismiss()  # what has nothing under way need not wait for the kernel

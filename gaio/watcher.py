@@ -98,9 +98,6 @@ def _tried_out(name: str) -> Backend:
         return Backend(name, False, str(error))
 
 
-_new_request = OpResult.__new__
-
-
 class Watcher:
     """A proactor: takes read and write requests from any thread, performs them in the thread that
     waits in `wait_io()` (or in its own when nobody waits), and hands the finished ones back in batches.
@@ -159,7 +156,7 @@ class Watcher:
                 pin_for_read(buf)
             _vet(timeout)
             connection = self._delegate(conn, READ)
-        request = _new_request(OpResult)
+        request = OpResult()
         if buf is None:
             request._memory = None
             request._length = 0
@@ -219,7 +216,7 @@ class Watcher:
             _vet(timeout)
             connection = self._delegate(conn, WRITE)
         queue = connection.writes or self._open_writes(connection)
-        request = _new_request(OpResult)
+        request = OpResult()
         if type(buf) is bytes and 0 < (length := len(buf)) <= MAX_RW_COUNT:
             request._memory = buf
             request._length = request._goal = length

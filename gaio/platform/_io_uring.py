@@ -507,11 +507,12 @@ class IoUringBackend:
         if timeout == 0 or self._ksq_head[0] != self._sq_tail:
             # Sends complete at once as a rule: looking without dropping the GIL keeps the batch together.
             self._enter(self._enter_now, 0)
-            if timeout != 0 and not self._reap():
+            if not self._reap() and timeout != 0:
                 self._enter_blocking(timeout)
+                self._reap()
         else:
             self._enter_blocking(timeout)
-        self._reap()
+            self._reap()
         while self._ksq_flags[0] & IORING_SQ_CQ_OVERFLOW:
             self._enter(self._enter_now, 0)
             self._reap()
@@ -528,21 +529,13 @@ class IoUringBackend:
         self._enter(self._enter_and_wait, 1, IORING_ENTER_EXT_ARG, self._argument_pointer)
 
     def _enter(self, call: Any, min_complete: int, flags: int = 0, argument: Any = None) -> None:
+        flags |= IORING_ENTER_GETEVENTS
         to_submit = (self._sq_tail - self._ksq_head[0]) & _MASK32
-        call(
-            SYS_io_uring_enter,
-            self._ring,
-            to_submit,
-            min_complete,
-            flags | IORING_ENTER_GETEVENTS,
-            argument,
-            _ARGUMENT_SIZE,
-        )
+        call(SYS_io_uring_enter, self._ring, to_submit, min_complete, flags, argument, _ARGUMENT_SIZE)
         # The number submitted says nothing that the ring's head does not.
-        failed = self._returned[0] < 0
-        number = ctypes.get_errno()
+        number = ctypes.get_errno() if self._returned[0] < 0 else 0
         self._returned.clear()
-        if failed and number not in _LATER:
+        if number and number not in _LATER:
             raise OSError(number, f"io_uring_enter: {os.strerror(number)}")
 
     def _arm_wake(self) -> None:
