@@ -656,7 +656,8 @@ class IoUringBackend:
         self._batch = []
         self._sq_tail = tail
         for request in self.completed:
-            request._queue.waiting = None
+            if request._queue is not None:  # else the core has finished it already
+                request._queue.waiting = None
         self._reap()
         self._wake_armed = False  # if it is armed still, a second one does no harm
         self._unpark = True
