@@ -34,7 +34,7 @@ class RequestQueue:
     def __init__(self, connection: Connection, outbound: bool) -> None:
         self.descriptor = connection
         self.fd = connection.fd
-        self.token = connection.token * 2 + outbound
+        self.token = connection.token + 1 if outbound else connection.token
         self.outbound = outbound
         self.head: OpResult | None = None
         self.tail: OpResult | None = None if connection.overtaken is None else NO_MORE
@@ -69,6 +69,16 @@ class Connection:
 
     def queues(self) -> list[RequestQueue]:
         return [self.reads] if self.writes is None else [self.reads, self.writes]
+
+
+def reference_of(finalizer: weakref.finalize[Any, Any], conn: Any) -> weakref.ref[Any]:
+    """The weak reference that the finalizer keeps to its object anyway, or else another one.
+
+    Another would cost 96 of the some 900 bytes that an idle connection takes.
+    """
+    info = getattr(weakref.finalize, "_registry", {}).get(finalizer)
+    reference: weakref.ref[Any] | None = getattr(info, "weakref", None)
+    return weakref.ref(conn) if reference is None else reference
 
 
 def descriptor_of(conn: Any) -> int:

@@ -27,6 +27,7 @@ from gaio.connection import (
     check_unconnected,
     descriptor_of,
     kind_of,
+    reference_of,
 )
 from gaio.deadlines import Deadline
 from gaio.errors import (
@@ -112,7 +113,7 @@ class Watcher:
     interpreter exits.
     """
 
-    __slots__ = ("_loop", "_inbox", "_connections", "_tokens", "__weakref__")
+    __slots__ = ("_loop", "_inbox", "_connections", "_tokens", "_forget", "__weakref__")
 
     def __init__(self, *, swap_size: int = 65536, backend: BackendName | None = None) -> None:
         if not _is_int(swap_size):
@@ -122,7 +123,8 @@ class Watcher:
         loop = self._loop = Loop(_choose(backend), swap_size)
         self._inbox = loop.inbox
         self._connections = loop.connections
-        self._tokens = itertools.count(1)
+        self._tokens = itertools.count(2, 2)  # even, see gaio.platform.Queue
+        self._forget = loop.forget  # one bound method for all finalizers, not one for each
         _abandon_after_fork(loop)
         loop.thread.start()
         weakref.finalize(self, loop.finalize)
@@ -432,8 +434,9 @@ class Watcher:
             conn.close()
             if known is not None:
                 loop.forget(known)  # its object died, and an interruption kept its finalizer from saying so
-            connection.finalizer = weakref.finalize(conn, loop.forget, connection)
+            connection.finalizer = weakref.finalize(conn, self._forget, connection)
             connection.finalizer.atexit = False
+            connection.conn = reference_of(connection.finalizer, conn)
             loop.table_of(connection)[connection.key] = connection
         except BaseException:
             if token in loop.descriptors:

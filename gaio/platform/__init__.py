@@ -71,7 +71,7 @@ class Queue(Protocol):
     """One direction of a descriptor. `ready`, `waiting` and `entry` are the backend's own."""
 
     fd: int
-    token: int  # twice the descriptor's, plus one if outbound
+    token: int  # the descriptor's, plus one if outbound
     outbound: bool
     descriptor: Any
     ready: int
@@ -80,7 +80,7 @@ class Queue(Protocol):
 
 
 class Descriptor(Protocol):
-    """One registered descriptor. `token` is unique for the life of the backend and never used again."""
+    """One registered descriptor. `token` is even, unique for the life of the backend and never used again."""
 
     fd: int
     token: int

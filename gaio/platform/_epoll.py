@@ -49,7 +49,7 @@ FOR_GOOD = EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
 EVENT = struct.Struct("=IQ" if machine.machine() in ("x86_64", "AMD64", "i386", "i686") else "=I4xQ")
 
 MAX_EVENTS = 1024
-_WAKE = 0  # the eventfd's token; descriptors count from 1
+_WAKE = 0  # the eventfd's token; those of descriptors begin with 2
 
 # What to do about an error of EPOLL_CTL_DEL: nothing, the descriptor is not registered, which was the aim.
 _NOT_REGISTERED = (errno.ENOENT, errno.EBADF)

@@ -192,9 +192,9 @@ _CURRENT_POSITION = 0xFFFFFFFFFFFFFFFF  # `off` of read and write: a pipe or ter
 # MSG_WAITALL has the kernel go on after a short transfer by itself.
 _SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_WAITALL
 
-# user_data: twice the descriptor's token, plus one for its writes (`Queue.token`). Beyond those:
+# user_data: the token of the queue (`Queue.token`). Beyond those:
 _CANCELLATION = 1 << 62  # of the queue named by the rest
-_WAKE = 0  # tokens count from 1
+_WAKE = 0  # tokens begin with 2
 
 # Queue.ready
 UNKNOWN = 0
@@ -564,7 +564,7 @@ class IoUringBackend:
         completed = self.completed
         buffers, stride, mask = self._buffers, self._buffer_stride, self._buffer_mask
         for token, result, flags in CQE.iter_unpack(span):
-            descriptor = descriptors.get(token >> 1)
+            descriptor = descriptors.get(token & -2)
             if descriptor is None:
                 self._special(token, flags)
                 continue
@@ -746,7 +746,7 @@ class _Trial:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.token = 2  # of the queue; that of the descriptor would be half of it
+        self.token = 2
         self.waiting: Any = None
         self.descriptor = self.reads = self._queue = self
 
@@ -758,7 +758,7 @@ def _probe_once(process: int) -> tuple[bool, str]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         trial = _Trial(ours.fileno())
-        backend = IoUringBackend(SwapArena(64), {1: trial}, entries=4)
+        backend = IoUringBackend(SwapArena(64), {2: trial}, entries=4)
         try:
             backend.start([trial])
             theirs.send(b"?")

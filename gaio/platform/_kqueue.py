@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 FOR_GOOD = EV_EOF | EV_ERROR | EV_OOBAND
 
 MAX_EVENTS = 1024
-_WAKE = 0  # the token of the wake-up; descriptors count from 1
+_WAKE = 0  # the token of the wake-up; those of descriptors begin with 2
 # macOS refuses a time far ahead. Nobody minds a wait that ends with nothing once in eleven days.
 _LONGEST_WAIT = 1e6
 
