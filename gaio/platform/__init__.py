@@ -41,9 +41,11 @@ import errno
 import importlib
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from gaio.swap import SwapArena
 
 # Descriptor.kind: how its bytes move, and what a short read says about it.
@@ -56,57 +58,56 @@ FILE = 4  # a pipe, terminal, eventfd …: read(2) and write(2) instead of recv(
 LISTENER = 5  # a listening socket: its inbound requests accept(2), and return the descriptor; it must not block
 
 
-class Request(Protocol):
-    """What a backend sees of a request."""
+if TYPE_CHECKING:  # making a Protocol takes time, and nobody needs one at run time
 
-    buffer: Any  # a swap read: set by the backend to the view of what arrived
-    _queue: Any  # the Queue it stands at the head of
-    _memory: Any  # see gaio/memory.py; None = a swap read, an accept, or outbound: shutdown(2) for writing
-    _length: int  # of that memory; set to the bytes moved by a swap read that found no room in the arena
-    _offset: int  # begin so many bytes into the memory
-    _result: int  # set by the backend
+    class Request(Protocol):
+        """What a backend sees of a request."""
 
+        buffer: Any  # a swap read: set by the backend to the view of what arrived
+        _queue: Any  # the Queue it stands at the head of
+        _memory: Any  # see gaio/memory.py; None = a swap read, an accept, or outbound: shutdown(2) for writing
+        _length: int  # of that memory; set to the bytes moved by a swap read that found no room in the arena
+        _offset: int  # begin so many bytes into the memory
+        _result: int  # set by the backend
 
-class Queue(Protocol):
-    """One direction of a descriptor. `ready`, `waiting` and `entry` are the backend's own."""
+    class Queue(Protocol):
+        """One direction of a descriptor. `ready`, `waiting` and `entry` are the backend's own."""
 
-    fd: int
-    token: int  # the descriptor's, plus one if outbound
-    outbound: bool
-    descriptor: Any
-    ready: int
-    waiting: Any
-    entry: bytes
+        fd: int
+        token: int  # the descriptor's, plus one if outbound
+        outbound: bool
+        descriptor: Any
+        ready: int
+        waiting: Any
+        entry: bytes
 
+    class Descriptor(Protocol):
+        """One registered descriptor. `token` is even, unique for the life of the backend and never used again."""
 
-class Descriptor(Protocol):
-    """One registered descriptor. `token` is even, unique for the life of the backend and never used again."""
+        fd: int
+        token: int
+        kind: int
+        reads: Any  # a Queue
+        writes: Any  # a Queue, None until the first write
 
-    fd: int
-    token: int
-    kind: int
-    reads: Any  # a Queue
-    writes: Any  # a Queue, None until the first write
+    class Backend(Protocol):
+        """The contract in types; the module docstring says what each means."""
 
+        name: str
+        completed: list[Any]
 
-class Backend(Protocol):
-    """The contract in types; the module docstring says what each means."""
-
-    name: str
-    completed: list[Any]
-
-    def register(self, descriptor: Descriptor) -> None: ...
-    def unregister(self, descriptor: Descriptor) -> None: ...
-    def start(self, requests: list[Any]) -> None: ...
-    def cancel(self, request: Any) -> None: ...
-    def wait(self, timeout: float | None) -> None: ...
-    def wake(self) -> None: ...
-    def fileno(self) -> int: ...
-    def hand_over(self) -> None: ...
-    def give_back(self) -> None: ...
-    def settle(self) -> list[Any]: ...
-    def close(self) -> None: ...
-    def abandon(self) -> None: ...
+        def register(self, descriptor: Descriptor) -> None: ...
+        def unregister(self, descriptor: Descriptor) -> None: ...
+        def start(self, requests: list[Any]) -> None: ...
+        def cancel(self, request: Any) -> None: ...
+        def wait(self, timeout: float | None) -> None: ...
+        def wake(self) -> None: ...
+        def fileno(self) -> int: ...
+        def hand_over(self) -> None: ...
+        def give_back(self) -> None: ...
+        def settle(self) -> list[Any]: ...
+        def close(self) -> None: ...
+        def abandon(self) -> None: ...
 
 
 class Offer(NamedTuple):

@@ -20,11 +20,12 @@ import struct
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gaio.platform import FILE, NO_DESCRIPTORS, Descriptor, _libc
+from gaio.platform import FILE, NO_DESCRIPTORS, _libc
 from gaio.platform._eventfd import Wakeup
 from gaio.platform._readiness import ReadinessBackend
 
 if TYPE_CHECKING:
+    from gaio.platform import Descriptor
     from gaio.swap import SwapArena
 
 # epoll_ctl(2), <sys/epoll.h>

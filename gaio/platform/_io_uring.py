@@ -50,11 +50,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gaio.memory import SocketAddress, Vector
-from gaio.platform import DATAGRAM, FILE, LISTENER, NO_DESCRIPTORS, SOCKET, Descriptor, _libc
+from gaio.platform import DATAGRAM, FILE, LISTENER, NO_DESCRIPTORS, SOCKET, _libc
 from gaio.platform._eventfd import Wakeup
 from gaio.platform._libc import IOV_MAX, MAX_RW_COUNT, address_of, msghdr
 
 if TYPE_CHECKING:
+    from gaio.platform import Descriptor
     from gaio.swap import SwapArena
 
 # System calls: the same numbers on every architecture but alpha (io_uring came after they were unified, Linux 5.1).

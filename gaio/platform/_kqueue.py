@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from gaio.platform import FILE, NO_DESCRIPTORS, Descriptor, _libc
+from gaio.platform import FILE, NO_DESCRIPTORS, _libc
 from gaio.platform._kqueue_abi import (
     EV_ADD,
     EV_CLEAR,
@@ -44,6 +44,7 @@ from gaio.platform._kqueue_abi import (
 from gaio.platform._readiness import READY_FOR_GOOD, ReadinessBackend
 
 if TYPE_CHECKING:
+    from gaio.platform import Descriptor
     from gaio.swap import SwapArena
 
 FOR_GOOD = EV_EOF | EV_ERROR | EV_OOBAND

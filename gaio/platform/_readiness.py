@@ -33,10 +33,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gaio.memory import SocketAddress, Vector
-from gaio.platform import DATAGRAM, FILE, LISTENER, SOCKET, STREAM, Descriptor, Queue, Request, _libc
+from gaio.platform import DATAGRAM, FILE, LISTENER, SOCKET, STREAM, _libc
 from gaio.platform._libc import IOV_MAX, address_of, msghdr
 
 if TYPE_CHECKING:
+    from gaio.platform import Descriptor, Queue, Request
     from gaio.swap import SwapArena, Segment
 
 # Queue.ready
