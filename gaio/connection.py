@@ -22,7 +22,6 @@ from gaio.errors import GaioError, UnsupportedConnError
 from gaio.platform import DATAGRAM, FILE, LISTENER, SEQPACKET, SOCKET, STREAM, _sockets
 from gaio.result import ACCEPT, CONNECT, SHUTDOWN, Operation, OpResult
 
-
 NO_MORE: Any = OpResult()  # as the tail of a queue: it takes no more requests
 
 

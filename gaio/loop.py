@@ -372,7 +372,7 @@ class Loop:
                     self.turn(None)
                 if self.closing:
                     self.shut()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001  # handed on, not swallowed
                 self.failure = error  # for the consumer, whatever it is
             finally:
                 self.watch.release()
@@ -820,7 +820,7 @@ def _chain(request: OpResult | None) -> Iterable[OpResult]:
 
 
 def relink(queue: RequestQueue, requests: list[OpResult]) -> None:
-    for request, following in zip(requests, [*requests[1:], None]):
+    for request, following in zip(requests, [*requests[1:], None], strict=True):
         request._next = following
     queue.head = requests[0] if requests else None
     queue.tail = requests[-1] if requests else NO_MORE if queue.descriptor.overtaken else None

@@ -111,7 +111,7 @@ class Vector:
             end += length
             self._ends.append(end)
         self._iovecs = (iovec * len(parts))()
-        for entry, pinned, length in zip(self._iovecs, self._pins, self._lengths):
+        for entry, pinned, length in zip(self._iovecs, self._pins, self._lengths, strict=True):
             entry.iov_base = pinned.address
             entry.iov_len = length
 

@@ -107,14 +107,14 @@ IORING_CQE_BUFFER_SHIFT = 16
 
 class io_sqring_offsets(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_uint32) for name in "head tail ring_mask ring_entries flags dropped array resv1".split()),
+        *((name, ctypes.c_uint32) for name in ["head", "tail", "ring_mask", "ring_entries", "flags", "dropped", "array", "resv1"]),
         ("user_addr", ctypes.c_uint64),
     ]
 
 
 class io_cqring_offsets(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_uint32) for name in "head tail ring_mask ring_entries overflow cqes flags resv1".split()),
+        *((name, ctypes.c_uint32) for name in ["head", "tail", "ring_mask", "ring_entries", "overflow", "cqes", "flags", "resv1"]),
         ("user_addr", ctypes.c_uint64),
     ]
 
@@ -123,7 +123,7 @@ class io_uring_params(ctypes.Structure):
     _fields_ = [
         *(
             (name, ctypes.c_uint32)
-            for name in "sq_entries cq_entries flags sq_thread_cpu sq_thread_idle features wq_fd".split()
+            for name in ["sq_entries", "cq_entries", "flags", "sq_thread_cpu", "sq_thread_idle", "features", "wq_fd"]
         ),
         ("resv", ctypes.c_uint32 * 3),
         ("sq_off", io_sqring_offsets),

@@ -38,7 +38,7 @@ from gaio.platform._libc import IOV_MAX, address_of, msghdr
 
 if TYPE_CHECKING:
     from gaio.platform import Descriptor, Queue, Request
-    from gaio.swap import SwapArena, Segment
+    from gaio.swap import Segment, SwapArena
 
 # Queue.ready
 NOT_READY = 0
