@@ -11,16 +11,21 @@ import argparse
 import signal
 import socket
 import sys
-import threading
-import time
 
 import gaio
 
 
-def serve(watcher: gaio.Watcher) -> None:
-    """Answer every client until the watcher is closed."""
+def serve(watcher: gaio.Watcher, listener: socket.socket) -> None:
+    """Accept clients and answer them until the watcher is closed."""
+    watcher.accept(listener)
     for result in watcher:
-        if result.error is not None:
+        if result.operation is gaio.ACCEPT:
+            if result.error is None:
+                welcome(watcher, result.accepted)
+            else:
+                complain(result.error)  # EMFILE, say: this client waits in the backlog until others have left
+            watcher.accept(listener)  # the next one
+        elif result.error is not None:
             watcher.free(result.conn)  # it has finished sending, and has had its echo, or it is gone
         elif result.operation is gaio.READ:
             watcher.write(result.conn, result.buffer)
@@ -28,27 +33,18 @@ def serve(watcher: gaio.Watcher) -> None:
             watcher.read(result.conn)
 
 
-def accept_clients(listener: socket.socket, watcher: gaio.Watcher) -> None:
-    """Hand each new connection to the watcher. Blocks, so it has a thread of its own."""
-    while not watcher.closed:
-        try:
-            conn, _ = listener.accept()
-        except OSError as error:
-            if watcher.closed:
-                return
-            # EMFILE: there are too many clients already. Trying again at once would only burn the CPU.
-            print(f"accept: {error}", file=sys.stderr, flush=True)
-            time.sleep(0.1)
-            continue
-        try:
-            # Do not hold an echo back until the one before is acknowledged. Options outlive the handing over.
-            conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            watcher.read(conn)
-        except (OSError, gaio.GaioError) as error:
-            # This client is gone, no descriptor is left to take it over, or the watcher is closed.
-            conn.close()
-            if not watcher.closed:
-                print(f"a client was turned away: {error}", file=sys.stderr, flush=True)
+def welcome(watcher: gaio.Watcher, conn: socket.socket) -> None:
+    """The first request hands the connection over to the watcher. Options that are set before remain."""
+    try:
+        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an echo does not wait for the one before
+        watcher.read(conn)
+    except (OSError, gaio.UnsupportedConnError) as error:
+        conn.close()  # it is gone already, or no descriptor is left to take it over
+        complain(error)
+
+
+def complain(error: Exception) -> None:
+    print(f"a client was not served: {error}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -66,10 +62,9 @@ def main() -> None:
             socket.create_server((options.host, options.port), backlog=1024) as listener,
             gaio.Watcher(backend=options.backend) as watcher,
         ):
-            threading.Thread(target=accept_clients, args=(listener, watcher), daemon=True).start()
             host, port = listener.getsockname()
             print(f"listening on {host}:{port}", flush=True)
-            serve(watcher)
+            serve(watcher, listener)
     except KeyboardInterrupt:
         pass  # leaving the `with` has closed every connection
     except OSError as error:

@@ -11,7 +11,6 @@ import argparse
 import signal
 import socket
 import sys
-import threading
 import time
 
 import gaio
@@ -24,13 +23,20 @@ def message() -> bytes:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z\n").encode()
 
 
-def serve(watcher: gaio.Watcher, interval: float, patience: float) -> None:
-    """Push until the watcher is closed."""
+def serve(watcher: gaio.Watcher, listener: socket.socket, interval: float, patience: float) -> None:
+    """Accept clients and push until the watcher is closed."""
+    watcher.accept(listener)
     idle: set[socket.socket] = set()  # the clients with no write under way: all the others are slow
     due = time.monotonic()
     while True:
         for result in watcher.wait_io(max(0, due - time.monotonic())):
-            if result.error is None:
+            if result.operation is gaio.ACCEPT:
+                if result.error is None:
+                    welcome(watcher, result.accepted, patience)
+                else:
+                    complain(result.error)  # EMFILE, say: this client waits until others have left
+                watcher.accept(listener)  # the next one
+            elif result.error is None:
                 idle.add(result.conn)
             else:
                 watcher.free(result.conn)  # too slow (gaio.DeadlineError), or gone
@@ -43,26 +49,17 @@ def serve(watcher: gaio.Watcher, interval: float, patience: float) -> None:
             idle.clear()
 
 
-def accept_clients(listener: socket.socket, watcher: gaio.Watcher, patience: float) -> None:
-    """Hand each new connection to the watcher. Blocks, so it has a thread of its own."""
-    while not watcher.closed:
-        try:
-            conn, _ = listener.accept()
-        except OSError as error:
-            if watcher.closed:
-                return
-            # EMFILE: there are too many clients already. Trying again at once would only burn the CPU.
-            print(f"accept: {error}", file=sys.stderr, flush=True)
-            time.sleep(0.1)
-            continue
-        try:
-            # The first push is also how serve() gets to know the client: by its result.
-            watcher.write(conn, message(), timeout=patience)
-        except (OSError, gaio.GaioError) as error:
-            # This client is gone, no descriptor is left to take it over, or the watcher is closed.
-            conn.close()
-            if not watcher.closed:
-                print(f"a client was turned away: {error}", file=sys.stderr, flush=True)
+def welcome(watcher: gaio.Watcher, conn: socket.socket, patience: float) -> None:
+    """The first request hands the connection over to the watcher."""
+    try:
+        watcher.write(conn, message(), timeout=patience)
+    except (OSError, gaio.UnsupportedConnError) as error:
+        conn.close()  # it is gone already, or no descriptor is left to take it over
+        complain(error)
+
+
+def complain(error: Exception) -> None:
+    print(f"a client was not served: {error}", file=sys.stderr, flush=True)
 
 
 def main() -> None:
@@ -84,11 +81,9 @@ def main() -> None:
         ):
             # Set before the first client comes: its connections inherit it.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-            arguments = (listener, watcher, options.patience)
-            threading.Thread(target=accept_clients, args=arguments, daemon=True).start()
             host, port = listener.getsockname()
             print(f"listening on {host}:{port}", flush=True)
-            serve(watcher, options.interval, options.patience)
+            serve(watcher, listener, options.interval, options.patience)
     except KeyboardInterrupt:
         pass  # leaving the `with` has closed every connection
     except OSError as error:
