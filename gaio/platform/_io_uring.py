@@ -105,26 +105,27 @@ IORING_CQE_F_SOCK_NONEMPTY = 1 << 2  # 5.19: there was more to receive
 IORING_CQE_BUFFER_SHIFT = 16
 
 
+def _u32(*names: str) -> list[tuple[str, type[ctypes.c_uint32]]]:
+    return [(name, ctypes.c_uint32) for name in names]
+
+
 class io_sqring_offsets(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_uint32) for name in ["head", "tail", "ring_mask", "ring_entries", "flags", "dropped", "array", "resv1"]),
+        *_u32("head", "tail", "ring_mask", "ring_entries", "flags", "dropped", "array", "resv1"),
         ("user_addr", ctypes.c_uint64),
     ]
 
 
 class io_cqring_offsets(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_uint32) for name in ["head", "tail", "ring_mask", "ring_entries", "overflow", "cqes", "flags", "resv1"]),
+        *_u32("head", "tail", "ring_mask", "ring_entries", "overflow", "cqes", "flags", "resv1"),
         ("user_addr", ctypes.c_uint64),
     ]
 
 
 class io_uring_params(ctypes.Structure):
     _fields_ = [
-        *(
-            (name, ctypes.c_uint32)
-            for name in ["sq_entries", "cq_entries", "flags", "sq_thread_cpu", "sq_thread_idle", "features", "wq_fd"]
-        ),
+        *_u32("sq_entries", "cq_entries", "flags", "sq_thread_cpu", "sq_thread_idle", "features", "wq_fd"),
         ("resv", ctypes.c_uint32 * 3),
         ("sq_off", io_sqring_offsets),
         ("cq_off", io_cqring_offsets),
@@ -708,7 +709,7 @@ class _Cancellation:
         return None
 
     @waiting.setter
-    def waiting(self, nothing: None) -> None:
+    def waiting(self, _: None) -> None:
         self._cancelling.discard(self._token)
 
 
@@ -753,7 +754,7 @@ class _Trial:
 
 
 @functools.lru_cache(maxsize=1)
-def _probe_once(process: int) -> tuple[bool, str]:
+def _probe_once(_process: int) -> tuple[bool, str]:
     from gaio.swap import SwapArena
 
     ours, theirs = socket.socketpair()

@@ -101,7 +101,7 @@ IOV_MAX = min(os.sysconf("SC_IOV_MAX"), 1024)
 MAX_RW_COUNT = 0x7FFFF000
 
 
-def _check(result: Any, function: Any, arguments: tuple[Any, ...]) -> Any:
+def _check(result: Any, function: Any, _arguments: tuple[Any, ...]) -> Any:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{function.__name__}: {os.strerror(number)}")
@@ -196,7 +196,7 @@ def socket_of(owner: SocketOwner) -> socket.socket:
     # with two. Here C code initializes one and then empties the other, or fails and leaves both as they were.
     sock._io_refs, sock._closed = 0, False  # type: ignore[attr-defined]  # private, hence unknown to typeshed
     initialize = partial(socket.SocketType.__init__, sock, -1, -1, -1)
-    deque(zip(map(initialize, (owner.fileno(),)), map(SocketOwner.detach, (owner,))), 0)
+    deque(zip(map(initialize, (owner.fileno(),)), map(SocketOwner.detach, (owner,)), strict=True), 0)
     if socket.getdefaulttimeout() is None:
         sock.setblocking(True)
     return sock
