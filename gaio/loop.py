@@ -422,6 +422,7 @@ class Loop:
         self.cut_short = True
         backend = self.backend
         completed = backend.completed
+        finished = len(self.outbox)
 
         inbox = self.inbox
         if inbox:
@@ -434,7 +435,8 @@ class Loop:
         if self.leaving:
             self.dismiss()  # what has nothing under way need not wait for the kernel
 
-        if completed or timeout == 0:
+        # What was cut off before it was started is in the outbox already.
+        if completed or timeout == 0 or len(self.outbox) != finished:
             backend.wait(0)
         else:
             self.sleeping = True

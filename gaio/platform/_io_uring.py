@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from gaio.platform import Descriptor
     from gaio.swap import SwapArena
 
+assert sys.platform == "linux"  # tells the type checker, too, that nobody else imports this
+
 # System calls: the same numbers on every architecture but alpha (io_uring came after they were unified, Linux 5.1).
 SYS_io_uring_setup = 425
 SYS_io_uring_enter = 426
