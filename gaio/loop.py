@@ -822,7 +822,7 @@ def _chain(request: OpResult | None) -> Iterable[OpResult]:
 
 
 def relink(queue: RequestQueue, requests: list[OpResult]) -> None:
-    for request, following in zip(requests, [*requests[1:], None], strict=True):
+    for request, following in zip(requests, [*requests[1:], None], strict=False):  # of none, nothing follows
         request._next = following
     queue.head = requests[0] if requests else None
     queue.tail = requests[-1] if requests else NO_MORE if queue.descriptor.overtaken else None
