@@ -210,12 +210,13 @@ class ReadinessBackend(ABC):
 
     def failed(self, descriptor: Descriptor, error: int) -> None:
         """The edge came with an error of the socket, which a call may not find any more: this was the telling."""
-        descriptor.reads.ready = error
-        self.readable(descriptor, 0)
         writes = descriptor.writes
         if writes is not None and writes.waiting is not None and type(writes.waiting._memory) is SocketAddress:
             writes.ready = error  # the connection that is being made has failed
             self._try_write(writes.waiting, writes)
+        else:
+            descriptor.reads.ready = error
+        self.readable(descriptor, 0)
 
     def writable(self, descriptor: Descriptor) -> None:
         """The edge came: there is room again, or an error that a write will find."""
@@ -340,10 +341,11 @@ class ReadinessBackend(ABC):
     def _try_connect(self, request: Any, queue: Any, address: SocketAddress) -> None:
         """connect(2) without blocking: it is in progress until the descriptor turns writable, or fails."""
         self._attempted = request
-        if queue.ready < 0:
-            self._bring_back(request, queue, queue.ready)
-            return
         begun = address.begun
+        if begun and queue.ready < 0:
+            self._bring_back(request, queue, queue.ready)
+            queue.ready = READY
+            return
         if begun:
             # Why it failed is told, and forgotten, by SO_ERROR; connect(2) again tells that it has succeeded.
             self._getsockopt(
