@@ -11,8 +11,10 @@ Facts about kqueue
     * A library over epoll(7) may conceal the end behind bytes that came with it. Reading on finds it.
     * `data` of a read event counts the bytes that are there. A read that returned fewer has stopped at an
       urgent mark, with more behind it and no edge to come. macOS counts up to the mark and sets EV_OOBAND.
-    * EVFILT_WRITE may be refused with EPIPE when the reader has gone: a write finds that without any event.
-      Some releases of macOS (10.10, 10.11) say EPIPE although they have registered it.
+    * EVFILT_WRITE with EV_CLEAR reports every acknowledgement that makes room, asked or not. So it is registered
+      when a write has found no room for the first time, which it seldom does.
+    * Registering is refused with EPIPE when the other side has gone: reading or writing finds that without any
+      event. Some releases of macOS (10.10, 10.11) say EPIPE although they have registered it.
     * kevent(2) that fails with EINTR has applied its changes.
     * Closing a kqueue need not wake a kevent(2) that waits on it. The core wakes first, and closes after.
     * Everything can be registered, regular files too; those would never wait, which epoll says aloud (EPERM).
@@ -176,11 +178,9 @@ class KqueueBackend(ReadinessBackend):
         elif abi.so_nosigpipe:
             self._suppress_sigpipe(fd)
         try:
-            for kfilter in (abi.EVFILT_READ, abi.EVFILT_WRITE):
-                entry = kqueue.entry(fd, kfilter, EV_ADD | EV_CLEAR, udata=descriptor.token)
-                kqueue.change(entry, tolerated=_REGISTERED)
+            entry = kqueue.entry(fd, abi.EVFILT_READ, EV_ADD | EV_CLEAR, udata=descriptor.token)
+            kqueue.change(entry, tolerated=_REGISTERED)
         except OSError as error:
-            self.unregister(descriptor)
             if error.errno in _CANNOT_BE_POLLED:
                 raise PermissionError(errno.EPERM, f"kqueue cannot watch it: {error}") from error
             raise
@@ -198,6 +198,28 @@ class KqueueBackend(ReadinessBackend):
         for kfilter in (abi.EVFILT_READ, abi.EVFILT_WRITE):
             entry = kqueue.entry(descriptor.fd, kfilter, EV_DELETE, udata=_WAKE)
             kqueue.change(entry, tolerated=_NOT_REGISTERED)
+
+    def start(self, requests: list[Any]) -> None:
+        super().start(requests)
+        for request in requests:
+            queue = request._queue
+            if queue.outbound and queue.waiting is request and not queue.entry:
+                self._await_room(request, queue)
+
+    def _await_room(self, request: Any, queue: Any) -> None:
+        """From now on an edge tells when there is room to write again; there may be some already."""
+        descriptor, kqueue = queue.descriptor, self._kqueue
+        kfilter = kqueue.abi.EVFILT_WRITE
+        entry = kqueue.entry(queue.fd, kfilter, EV_ADD | EV_CLEAR, udata=descriptor.token)
+        try:
+            kqueue.change(entry, tolerated=(errno.EINTR,))
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                self._try_write(request, queue)
+            else:
+                self._bring_back(request, queue, -(error.errno or errno.EIO))
+                return
+        queue.entry = entry
 
     def wait(self, timeout: float | None) -> None:
         if self._short_of_memory:
