@@ -10,11 +10,24 @@ import textwrap
 from tests.environment import ROOT
 from tests.waiting import LIMIT
 
+SIMULATED = "a simulated kernel"  # tests/simulated_kqueue.py, which a child must install for itself
+WITH_SIMULATED_KQUEUE = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from tests import simulated_kqueue
+simulated_kqueue.install()
+"""
+
+def program(code: str) -> str:
+    """What to give to `python -c`: the code, after it has got the kernel that this process has."""
+    code = textwrap.dedent(code)
+    return WITH_SIMULATED_KQUEUE + code if os.environ.get("GAIO_KQUEUE_LIBRARY") == SIMULATED else code
+
 
 def run(code: str, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """What became of it; its output is text. In development mode, so that leaks and wrong memory show."""
-    command = [sys.executable, "-X", "dev", "-W", "error", *options, "-c", textwrap.dedent(code)]
     environment = {name: value for name, value in os.environ.items() if name != "GAIO_BACKEND"}
+    command = [sys.executable, "-X", "dev", "-W", "error", *options, "-c", program(code)]
     return subprocess.run(
         command,
         cwd=ROOT,

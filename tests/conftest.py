@@ -24,6 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 20_000 if hard == resource.RLIM_INFINITY else min(hard, 20_000)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    gaio.backends()  # what a library of GAIO_KQUEUE_LIBRARY keeps open once it has been used is no leak of a test
 
 
 class FailedCheck(pytest.Item):
@@ -70,12 +71,14 @@ def _nothing_left_behind(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 
 
 @pytest.fixture(params=backends.under_test())
-def backend(request: pytest.FixtureRequest) -> backends.Name:
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> backends.Name:
     """Each backend in turn. One that must work here fails every test when it does not.
 
     The others are skipped, visibly: by tests/behaviour/test_backend_choice.py.
     """
     name: backends.Name = request.param
+    if backends.is_simulated(name):
+        backends.simulate(monkeypatch)
     offered = backends.offered()
     if name not in offered:
         pytest.fail(f"gaio.backends() does not name {name}, which must work here")

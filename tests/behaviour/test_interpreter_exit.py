@@ -43,6 +43,7 @@ def test_the_peer_sees_the_end_when_the_program_ends(backend: Name) -> None:
     program = """
         import socket, subprocess, sys
         import gaio
+        from tests import child
         with socket.create_server(("127.0.0.1", 0)) as listener:
             code = '''if True:
                 import socket, sys, gaio
@@ -52,7 +53,7 @@ def test_the_peer_sees_the_end_when_the_program_ends(backend: Name) -> None:
                 watcher.wait_io(60)
             '''
             port = str(listener.getsockname()[1])
-            with subprocess.Popen([sys.executable, "-c", code, port]) as process:
+            with subprocess.Popen([sys.executable, "-c", child.program(code), port]) as process:
                 with listener.accept()[0] as peer:
                     assert peer.recv(10) == b"bye"
                     assert peer.recv(10) == b""
