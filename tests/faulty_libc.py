@@ -1,8 +1,8 @@
 """A libc that fails when it is told to: faults are injected where gaio reaches libc, never into gaio itself.
 
 `gaio.platform._libc` finds every foreign function by its name in a library. Here that library is replaced by one whose
-functions are the real ones, but for the calls that a test has marked: those return -1 with the errno asked for, or move
-fewer bytes than they were asked to.
+functions are the real ones, but for the calls that a test has marked: those return -1 with the errno asked for, move
+fewer bytes than they were asked to, or are followed by an interruption.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class FaultyLibc:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._faults: dict[str, list[_Fault]] = {}
         self._most: dict[str, tuple[int, int]] = {}
+        self._interrupted: dict[str, int] = {}
         self.struck = 0  # calls that failed because of a fault
         self.calls: dict[str, int] = {}
         for library in ("keeping_gil", "dropping_gil"):
@@ -56,10 +57,15 @@ class FaultyLibc:
         """Let calls of this function move no more than so many bytes; `argument` is the place of the length."""
         self._most[name] = (argument, most)
 
+    def interrupt_after(self, name: str, *, times: int = 1) -> None:
+        """Raise KeyboardInterrupt when the next `times` calls of this function have returned, as Ctrl-C may."""
+        self._interrupted[name] = times
+
     def recover(self) -> None:
         """From now on nothing fails."""
         self._faults.clear()
         self._most.clear()
+        self._interrupted.clear()
 
     def fault_of(self, name: str, arguments: tuple[Any, ...]) -> int | None:
         self.calls[name] = self.calls.get(name, 0) + 1
@@ -68,6 +74,13 @@ class FaultyLibc:
                 self.struck += 1
                 return fault.error
         return None
+
+    def called(self, name: str) -> None:
+        left = self._interrupted.get(name, 0)
+        if left:
+            self._interrupted[name] = left - 1
+            self.struck += 1
+            raise KeyboardInterrupt
 
     def shortened(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         place, most = self._most.get(name, (0, 0))
@@ -98,7 +111,9 @@ class _FaultyFunction:
         real, name, faults = (self.__dict__[key] for key in ("_real", "__name__", "_faults"))
         error = faults.fault_of(name, arguments)
         if error is None:
-            return real(*faults.shortened(name, arguments))
+            result = real(*faults.shortened(name, arguments))
+            faults.called(name)
+            return result
         ctypes.set_errno(error)
         failed = ctypes.c_void_p(-1).value if real.restype is ctypes.c_void_p else -1
         if getattr(real, "errcheck", None) is not None:

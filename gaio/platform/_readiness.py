@@ -175,6 +175,8 @@ class ReadinessBackend(ABC):
                     self._bring_back(request, request._queue, -self._so_error.value)
                     self._so_error.value = 0
             elif self._returned and self._returned[0] >= 0:
+                if request._queue.outbound:  # start() does not say what it asked for
+                    self._asked = min(request._length - request._offset, _libc.MAX_RW_COUNT)
                 self._conclude(request, request._queue)
             elif self._returned and error not in _MADE_AGAIN:
                 self._bring_back(request, request._queue, -error)
