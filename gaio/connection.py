@@ -91,7 +91,9 @@ def descriptor_of(conn: Any) -> int:
         fd = fileno()
     except (OSError, ValueError) as error:
         raise UnsupportedConnError(f"conn has no descriptor to hand over: {error}") from error
-    if not isinstance(fd, int) or fd < 0:
+    if not isinstance(fd, int):
+        raise UnsupportedConnError(f"fileno() of conn must return the number of its descriptor, not {fd!r}: {conn!r}")
+    if fd < 0:
         raise UnsupportedConnError(
             f"conn is closed: {conn!r} was freed or closed before, or belongs to another watcher by now"
         )
