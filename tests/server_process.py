@@ -11,12 +11,23 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 
+from tests import child
 from tests.environment import ROOT
 from tests.waiting import LIMIT, Background
 
 # In development mode, with warnings as errors, what a program leaks or does wrong shows on standard error.
 PYTHON = (sys.executable, "-X", "dev", "-W", "error")
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "GAIO_BACKEND"}
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "GAIO_BACKEND"}
+
+
+def module(name: str) -> tuple[str, ...]:
+    """The options of Python that run a module: as a user does, unless its kernel must be installed before."""
+    if os.environ.get("GAIO_KQUEUE_LIBRARY") != child.SIMULATED:
+        return "-m", name
+    return "-c", child.program(f"import runpy; runpy.run_module({name!r}, run_name='__main__', alter_sys=True)")
 
 
 class Server:
@@ -47,7 +58,7 @@ class Server:
 def listening(*command: str) -> Iterator[Server]:
     """The server that this command starts, from its first line on."""
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe, text=True)
     try:
         assert process.stdout is not None
         line = Background(process.stdout.readline).result()
@@ -65,7 +76,7 @@ def running(example: str, *arguments: str, under: Sequence[str] = ()) -> Iterato
 
     `under` is a command that runs another one, given behind it.
     """
-    with listening(*under, *PYTHON, "-m", example, "--port", "0", *arguments) as server:
+    with listening(*under, *PYTHON, *module(example), "--port", "0", *arguments) as server:
         yield server
         if server.process.returncode is None:
             assert server.stop(signal.SIGINT) == (0, "")
@@ -73,9 +84,9 @@ def running(example: str, *arguments: str, under: Sequence[str] = ()) -> Iterato
 
 def output_of_failure(example: str, *arguments: str) -> str:
     """What it says on standard error when it cannot start; it must end by itself, and not with success."""
-    command = [*PYTHON, "-m", example, *arguments]
+    command = [*PYTHON, *module(example), *arguments]
     done = subprocess.run(
-        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT, check=False
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=LIMIT, check=False
     )
     assert done.returncode != 0
     assert done.stdout == ""
