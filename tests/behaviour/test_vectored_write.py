@@ -39,11 +39,13 @@ def test_parts_of_every_kind_leave_in_order(
     assert write.result.buffer is parts
 
 
-def test_more_parts_than_one_call_takes(watcher: AccountedWatcher, pairs: Pairs) -> None:
+@pytest.mark.parametrize("part_size", [1, 20, 700])
+def test_more_parts_than_one_call_takes(watcher: AccountedWatcher, pairs: Pairs, part_size: int) -> None:
     """writev(2) takes IOV_MAX buffers, 1024 on Linux; a caller need not know."""
     conn, peer = pairs.tcp()
-    parts = [b"%d," % number for number in range(5 * os.sysconf("SC_IOV_MAX") + 7)]
-    expected = b"".join(parts)
+    count = 5 * os.sysconf("SC_IOV_MAX") + 7
+    expected = pattern(count * part_size)
+    parts = [expected[start : start + part_size] for start in range(0, len(expected), part_size)]
     receiving = Background(lambda: receive_exactly(peer, len(expected)))
     write = watcher.write(conn, parts)
     watcher.finish(write)
