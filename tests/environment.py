@@ -73,10 +73,11 @@ def prepare(interpreter: Interpreter, pip_from: Path | None = None) -> Path:
     with _only_one_at_a_time():
         if stamp.exists() and stamp.read_text(encoding="utf-8") == content and python.exists():
             return python
-        if pip_from is None and importlib.util.find_spec("ensurepip") is None:
+        missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
+        if missing and pip_from is None:
             minor = ".".join(map(str, interpreter.version[:2]))
             raise CannotPrepare(
-                f"{interpreter.executable} has no ensurepip, so it cannot make a virtual environment.\n"
+                f"{interpreter.executable} cannot make a virtual environment: {' and '.join(missing)} missing.\n"
                 f"On Debian and Ubuntu: apt-get install python{minor}-venv"
             )
         print(f"Making {folder.relative_to(ROOT)}: {', '.join(wanted)}", flush=True)
