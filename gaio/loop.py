@@ -31,6 +31,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
@@ -51,6 +52,7 @@ from gaio.swap import SwapArena
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from types import FrameType
 
 # The watcher thread takes the watch when the consumer has been away for so long, in seconds. A longer grace
 # delays the writes and deadlines of a consumer that computes; a shorter one makes the thread compete with a consumer
@@ -212,7 +214,7 @@ class Loop:
         """Part with a connection that has nothing pending, and make a socket of it again."""
         item = HandBack(connection)
         thread = threading.get_ident()
-        if thread in self.inside:
+        if self.is_inside():
             raise RuntimeError("detach() was called from within another call, by a signal handler or a finalizer")
         self.inbox.append(item)
         if self.sleeping:
@@ -240,7 +242,7 @@ class Loop:
         if self.nested:
             return
         thread = threading.get_ident()
-        if thread in self.inside:
+        if self.is_inside():
             raise RuntimeError("fileno() was called from within another call, by a signal handler or a finalizer")
         self.nested = True
         self.ring_doorbell()
@@ -260,7 +262,18 @@ class Loop:
     def is_inside(self) -> bool:
         """Whether this call comes from within another one, in the same thread."""
         thread = threading.get_ident()
-        return thread == self.consumer or thread in self.inside
+        if thread != self.consumer and thread not in self.inside:
+            return False
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and _is_ours(frame):  # the call in question
+            frame = frame.f_back
+        while frame is not None:
+            if _is_ours(frame):
+                return True
+            frame = frame.f_back
+        # No other call is under way: an exception struck again while step_aside() dealt with one.
+        self.step_aside()
+        return False
 
     # --- the consumer ---------------------------------------------------------------------------------------
 
@@ -813,6 +826,10 @@ def overtaken_error(connection: Connection) -> GaioError:
     reason = connection.overtaken
     assert reason is not None
     return reason(_OVERTAKEN[reason])
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__", "")).startswith("gaio.")
 
 
 def _chain(request: OpResult | None) -> Iterable[OpResult]:

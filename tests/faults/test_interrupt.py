@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -10,14 +11,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Literal
 
 import pytest
 
 import gaio
+from gaio.loop import Loop
 from tests import backends
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.behaviour.echo import EchoServer
@@ -153,3 +155,52 @@ def test_a_call_that_moved_everything_leaves_the_connection_ready(
     watcher.finish(watcher.write(conn, b"and more"))
     expected = b"and more" if call == "recv" else b"answerand more"
     assert receive_exactly(peer, len(expected)) == expected
+
+
+@contextlib.contextmanager
+def struck_twice() -> Iterator[None]:
+    """KeyboardInterrupt at the start of a turn, and again where the watcher is about to deal with that."""
+    struck: list[CodeType] = []
+
+    def strike_at(place: CodeType) -> Callable[[FrameType, str, object], None]:
+        def hook(frame: FrameType, event: str, argument: object) -> None:
+            if frame.f_code is place and event == "call":
+                struck.append(place)
+                raise KeyboardInterrupt  # the interpreter then takes the hook out
+
+        return hook
+
+    # There are two hooks of the interpreter: one for each strike.
+    sys.setprofile(strike_at(Loop.turn.__code__))
+    sys.settrace(strike_at(Loop.step_aside.__code__))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        sys.setprofile(None)
+        sys.settrace(None)
+    assert struck == [Loop.turn.__code__, Loop.step_aside.__code__]
+
+
+@pytest.mark.parametrize("call", ["wait_io", "close", "detach", "fileno"])
+def test_struck_again_while_it_stepped_aside(watcher: AccountedWatcher, pairs: Pairs, call: str) -> None:
+    """The next call took itself for one from within the first: wait_io() was refused for ever, close() did nothing."""
+    conn, peer = pairs.tcp()
+    watcher.finish(watcher.write(conn, b"x"))
+    with struck_twice():
+        watcher.wait(30)
+    if call == "close":
+        watcher.close_and_check()
+        assert receive_until_eof(peer) == b"x"
+        return
+    if call == "fileno":
+        assert watcher.watcher.fileno() >= 0
+    if call == "detach":
+        with watcher.watcher.detach(conn) as detached:
+            detached.send(b"y")
+        assert receive_until_eof(peer) == b"xy"
+        return
+    read = watcher.read(conn)
+    peer.send(b"still there?")
+    watcher.finish(read)
+    assert read.data == b"still there?"
