@@ -13,6 +13,8 @@ States, and who may change them
     sleeping    the holder is about to block, or the loop is closed: who submits must call rouse().
                 The holder sets it and looks into the inbox once more before it blocks; a submitter appends and
                 then looks at it. Both look-and-append go through the inbox's lock, so one of the two sees the other.
+                A list, filled anew before each wait, and emptied by who has woken the holder: one who is held up
+                just then empties that list, and not the one of a later wait.
     wanted      the consumer is waiting for the watch: the watcher thread lets go after the turn under way.
     visits      calls of wait_io() that ended. The watcher thread takes over when it stands still.
     cut_short   a turn has begun and not ended. When the next one begins so, recover() comes first.
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
 GRACE = 0.010
 # After so many ticks with the consumer inside wait_io() all the time, the thread sleeps until it comes out.
 IDLE_TICKS = 100
+
+AWAKE: list[bool] = []  # see `sleeping` above; stays empty
 
 _ECANCELED = -errno.ECANCELED
 # How long an accept that ran out of descriptors is held back before its error is delivered, in seconds.
@@ -118,7 +122,7 @@ class Loop:
         self.connecting: set[int] = set()  # tokens of the connections with a connect() under way
         self.descriptors: dict[int, Connection] = {}  # token -> connection, from delegation until it is closed
         self.inbox: list[Any] = []
-        self.sleeping = False
+        self.sleeping: list[bool] = AWAKE
         self.wanted = False
         self.closing = False
         self.closed = False
@@ -169,8 +173,9 @@ class Loop:
         """After an append to the inbox that found `sleeping` set."""
         if self.closed:
             return  # the caller sees to what it appended: withdraw()
+        sleeping = self.sleeping
         self.backend.wake()
-        self.sleeping = False
+        sleeping.clear()
         self.wakeups += 1
 
     def forget(self, connection: Connection) -> None:
@@ -452,11 +457,11 @@ class Loop:
         if completed or timeout == 0 or len(self.outbox) != finished:
             backend.wait(0)
         else:
-            self.sleeping = True
+            self.sleeping = [True]
             # copy() takes the inbox's lock, as an append does: whoever appended before it is seen here,
             # and whoever appends after it sees `sleeping`.
             backend.wait(0 if inbox.copy() else timeout)
-            self.sleeping = False
+            self.sleeping = AWAKE
 
         if completed:
             self.finish(completed)
@@ -727,7 +732,7 @@ class Loop:
             self.recover()
         # Who submits from now on finds `sleeping` and then `closed` set, and asks withdraw() whether it came too
         # late; who did before is in the inbox, and admit() answers each with the error.
-        self.sleeping = True
+        self.sleeping = [True]
         self.cut_short = True
         self.admit(self.inbox.copy())
         self.cut_short = False
@@ -745,7 +750,8 @@ class Loop:
 
     def abandon(self) -> None:
         """In the child after fork(2): this loop was the parent's. Close the child's copies, touch nothing shared."""
-        self.closing = self.closed = self.sleeping = True
+        self.closing = self.closed = True
+        self.sleeping = [True]
         self.watch = threading.RLock()
         self.delegation = threading.RLock()
         self.consumer = 0
@@ -766,7 +772,7 @@ class Loop:
     def recover(self) -> None:
         """Put right what a turn left that was cut short: requests that are in two places, steps half done."""
         backend = self.backend
-        self.sleeping = False
+        self.sleeping = AWAKE
         held = backend.settle()
         finished = {id(request) for request in self.outbox}
         for request in self.outbox:
