@@ -27,6 +27,7 @@ def assert_pinned(buffer: bytearray) -> None:
         buffer.append(0)
 
 
+@pytest.mark.scenario(14)
 def test_a_pending_read_pins_its_buffer(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, peer = pairs.tcp()
     begun, queued = bytearray(10), bytearray(10)
@@ -42,6 +43,7 @@ def test_a_pending_read_pins_its_buffer(watcher: AccountedWatcher, pairs: Pairs)
     assert begun[:10] + queued[: reads[1].size] == pattern(20)[: 10 + reads[1].size]
 
 
+@pytest.mark.scenario(14)
 def test_a_pending_write_pins_a_large_buffer(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, peer = pairs.tcp(buffers=8192)
     begun, queued, part = (bytearray(pattern(MIB, seed)) for seed in range(3))
@@ -76,6 +78,7 @@ def test_a_small_buffer_is_copied_or_pinned(
 
 
 @pytest.mark.parametrize("ending", ["deadline", "free", "end of the stream", "close"])
+@pytest.mark.scenario(14)
 def test_a_failed_request_lets_go_of_its_buffer(watcher: AccountedWatcher, pairs: Pairs, ending: str) -> None:
     conn, peer = pairs.tcp(buffers=8192)
     into, out = bytearray(10), bytearray(MIB)
@@ -97,6 +100,7 @@ def test_a_failed_request_lets_go_of_its_buffer(watcher: AccountedWatcher, pairs
     out.append(1)
 
 
+@pytest.mark.scenario(14)
 def test_a_buffer_nobody_else_refers_to_stays_alive(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, peer = pairs.tcp()
     watcher.read_full(conn, bytearray(1000))

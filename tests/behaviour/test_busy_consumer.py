@@ -10,6 +10,8 @@ import socket
 import time
 from functools import partial
 
+import pytest
+
 import gaio
 from tests.accounting import AccountedWatcher
 from tests.behaviour.echo import EchoServer
@@ -23,6 +25,7 @@ def all_done(watcher: AccountedWatcher) -> None:
     wait_until(lambda: watcher.watcher.stats().pending == 0, "the watcher thread to finish every request")
 
 
+@pytest.mark.scenario(6)
 def test_writes_are_done(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, peer = pairs.tcp(buffers=8192)
     payload = pattern(4 * MIB)
@@ -99,6 +102,7 @@ def test_more_results_than_the_original_could_hold(watcher: AccountedWatcher, pa
     assert isinstance(late.error, gaio.DeadlineError)
 
 
+@pytest.mark.scenario(21)
 def test_the_watch_changes_hands_at_random_moments(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """The consumer comes and goes around the time after which the watcher thread takes over."""
     connections = 8

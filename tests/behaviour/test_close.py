@@ -16,6 +16,7 @@ from tests.peers import Closable, Pairs, receive_until_eof
 from tests.waiting import Background, TimeLimit, wait_until
 
 
+@pytest.mark.scenario(11)
 def test_pending_requests_are_still_delivered(watcher: AccountedWatcher, pairs: Pairs) -> None:
     ends = [pairs.tcp(buffers=8192) for _ in range(50)]
     begun = [watcher.read(conn) for conn, _ in ends] + [watcher.write(conn, bytes(1 << 20)) for conn, _ in ends]
@@ -49,6 +50,7 @@ def test_peers_see_the_end(watcher: AccountedWatcher, pairs: Pairs) -> None:
     assert receive_until_eof(waiting_peer) == b""
 
 
+@pytest.mark.scenario(11)
 def test_closing_twice(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, _ = pairs.tcp()
     watcher.read(conn)
@@ -70,6 +72,7 @@ def test_wait_io_after_close_raises_once_everything_was_delivered(watcher: Accou
             watcher.wait(timeout)
 
 
+@pytest.mark.scenario(11)
 def test_submitting_after_close_is_refused(watcher: AccountedWatcher, pairs: Pairs) -> None:
     known, _ = pairs.tcp()
     unknown, unknown_peer = pairs.tcp()
@@ -101,6 +104,7 @@ def test_freeing_after_close_is_no_error(watcher: AccountedWatcher, pairs: Pairs
     assert unknown_peer.recv(1) == b""
 
 
+@pytest.mark.scenario(11)
 def test_close_wakes_a_consumer_that_waits(make_watcher: MakeWatcher, pairs: Pairs) -> None:
     for round_number in range(30):
         watcher = make_watcher()
@@ -123,6 +127,7 @@ def test_close_wakes_a_consumer_that_waits(make_watcher: MakeWatcher, pairs: Pai
         closing.result()
 
 
+@pytest.mark.scenario(11, 15)
 def test_closing_from_eight_threads_at_once(watcher: AccountedWatcher, pairs: Pairs) -> None:
     for _ in range(20):
         watcher.read(pairs.unix()[0])
@@ -137,6 +142,7 @@ def test_closing_from_eight_threads_at_once(watcher: AccountedWatcher, pairs: Pa
     assert len(watcher.close_and_check()) == 20
 
 
+@pytest.mark.scenario(11, 15)
 def test_closing_while_other_threads_submit(make_watcher: MakeWatcher, pairs: Pairs) -> None:
     """Each request is either refused where it was submitted, or comes back."""
 

@@ -44,6 +44,7 @@ def test_write_deadline_against_a_peer_that_never_reads(watcher: AccountedWatche
 
 
 @pytest.mark.slow
+@pytest.mark.scenario(16)
 def test_8000_read_deadlines_in_the_same_second(watcher: AccountedWatcher, pairs: Pairs) -> None:
     need_descriptors(16_000)
     conns = [pairs.unix()[0] for _ in range(8000)]
@@ -53,6 +54,7 @@ def test_8000_read_deadlines_in_the_same_second(watcher: AccountedWatcher, pairs
     assert all(isinstance(read.error, gaio.DeadlineError) for read in reads)
 
 
+@pytest.mark.scenario(16)
 def test_equal_deadlines_on_one_connection(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, _ = pairs.tcp()
     reads = [watcher.read(conn, timeout=0.05) for _ in range(1000)]
@@ -107,6 +109,7 @@ def test_tiny_timeout_without_data(watcher: AccountedWatcher, pairs: Pairs, time
 
 
 @pytest.mark.parametrize("timeout", [0, 0.0, 1e-9])
+@pytest.mark.scenario(16)
 def test_tiny_timeout_takes_what_is_already_there(
     watcher: AccountedWatcher, pairs: Pairs, timeout: float
 ) -> None:
@@ -137,6 +140,7 @@ def test_long_timeouts_are_no_obstacle(watcher: AccountedWatcher, pairs: Pairs, 
     assert read.data == b"x"
 
 
+@pytest.mark.scenario(16)
 def test_data_and_deadlines_race_without_loss(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """Each byte comes with exactly one read, however often a deadline strikes in the same instant."""
     conn, peer = pairs.tcp()

@@ -54,6 +54,7 @@ def test_options_survive(watcher: AccountedWatcher, pairs: Pairs) -> None:
         peer.recv(1)
 
 
+@pytest.mark.scenario(8)
 def test_no_descriptor_is_inherited_by_a_child_program(watcher: AccountedWatcher, pairs: Pairs) -> None:
     ends = [pairs.tcp() for _ in range(5)]
     before = leaks.in_use()
@@ -73,6 +74,7 @@ def test_the_descriptors_of_a_watcher_are_not_inherited(make_watcher: MakeWatche
     assert not any(os.get_inheritable(number) for number in own)
 
 
+@pytest.mark.scenario(9)
 def test_closing_the_original_afterwards_is_harmless(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, peer = pairs.tcp()
     read = watcher.read(conn)
@@ -84,6 +86,7 @@ def test_closing_the_original_afterwards_is_harmless(watcher: AccountedWatcher, 
     assert receive_exactly(peer, 1) == b"y"
 
 
+@pytest.mark.scenario(8, 9)
 def test_the_number_of_the_original_may_be_used_again(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """Whoever gets that number next is none of the watcher's business."""
     conn, peer = pairs.tcp()
@@ -124,6 +127,7 @@ def test_two_watchers_at_work(make_watcher: MakeWatcher, pairs: Pairs) -> None:
         assert read.data == message
 
 
+@pytest.mark.scenario(26)
 def test_the_blocking_mode_of_the_peer_is_untouched(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, peer = pairs.unix()
     watcher.finish(watcher.write(conn, b"x"))

@@ -70,6 +70,7 @@ A_WATCHER_OF_ITS_OWN = """
 
 @pytest.mark.parametrize("leave", ["os._exit(0)", "sys.exit(0)"])
 @pytest.mark.parametrize("in_child", ["", A_WATCHER_OF_ITS_OWN], ids=["idle child", "child with a watcher"])
+@pytest.mark.scenario(12)
 def test_fork(backend: Name, in_child: str, leave: str) -> None:
     if leave == "sys.exit(0)":
         # The interpreter of the child ends in the ordinary way, with the sockets it inherited still open.
@@ -78,6 +79,7 @@ def test_fork(backend: Name, in_child: str, leave: str) -> None:
     assert child.output_of(code, *MAY_FORK) == "good"
 
 
+@pytest.mark.scenario(12)
 def test_fork_while_another_thread_waits(backend: Name) -> None:
     code = """
         import os, socket, threading

@@ -17,6 +17,7 @@ from tests.waiting import Background
 MIB = 1 << 20
 
 
+@pytest.mark.scenario(10)
 def test_pending_requests_come_back_with_conn_closed_error(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, _ = pairs.tcp(buffers=8192)
     reads = [watcher.read(conn), watcher.read(conn, bytearray(10)), watcher.read_full(conn, bytearray(10))]
@@ -69,6 +70,7 @@ def test_the_peer_sees_the_end_though_nobody_waits(watcher: AccountedWatcher, pa
     assert receive_until_eof(peer) == b"bye"
 
 
+@pytest.mark.scenario(10)
 def test_freeing_twice_gives_no_result_of_its_own(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, peer = pairs.tcp()
     read = watcher.read(conn)
@@ -80,6 +82,7 @@ def test_freeing_twice_gives_no_result_of_its_own(watcher: AccountedWatcher, pai
     assert receive_until_eof(peer) == b""
 
 
+@pytest.mark.scenario(10)
 def test_a_connection_the_watcher_never_saw_is_simply_closed(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """At once, in the calling thread: not adopted first, not left to the garbage collector."""
     conn, peer = pairs.tcp()
@@ -109,6 +112,7 @@ def test_a_freed_connection_takes_no_more_requests(watcher: AccountedWatcher, pa
     assert watcher.wait(0) == []
 
 
+@pytest.mark.scenario(8)
 def test_freed_connections_leave_the_others_alone(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """Descriptor numbers are used again at once; no request may reach a connection by an old number."""
     for _ in range(50):
@@ -125,6 +129,7 @@ def test_freed_connections_leave_the_others_alone(watcher: AccountedWatcher, pai
         watcher.free(conn)
 
 
+@pytest.mark.scenario(10, 15)
 def test_freeing_from_eight_threads_at_once(watcher: AccountedWatcher, pairs: Pairs) -> None:
     ends = [pairs.unix() for _ in range(100)]
     requests = [watcher.read(conn) for conn, _ in ends] + [watcher.read(conn) for conn, _ in ends]
@@ -143,6 +148,7 @@ def test_freeing_from_eight_threads_at_once(watcher: AccountedWatcher, pairs: Pa
     assert [peer.recv(1) for _, peer in ends] == [b""] * 100
 
 
+@pytest.mark.scenario(10)
 def test_free_and_data_race_without_loss(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """A request is overtaken by free() or it has its data; never both, never neither."""
     outcomes = set()

@@ -12,6 +12,7 @@ from tests.waiting import Background
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
+@pytest.mark.scenario(5)
 def test_we_still_write_after_the_peer_has_ended_its_side(
     watcher: AccountedWatcher, pairs: Pairs, kind: str
 ) -> None:
@@ -29,6 +30,7 @@ def test_we_still_write_after_the_peer_has_ended_its_side(
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
+@pytest.mark.scenario(5)
 def test_we_still_read_after_ending_our_side(watcher: AccountedWatcher, pairs: Pairs, kind: str) -> None:
     conn, peer = pairs.tcp() if kind == "tcp" else pairs.unix()
     conn.shutdown(socket.SHUT_WR)
@@ -42,6 +44,7 @@ def test_we_still_read_after_ending_our_side(watcher: AccountedWatcher, pairs: P
     assert read.data == b"still heard"
 
 
+@pytest.mark.scenario(5)
 def test_data_comes_before_the_end(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, peer = pairs.tcp()
     peer.sendall(b"last words")
@@ -64,6 +67,7 @@ def test_the_end_is_told_to_every_read(watcher: AccountedWatcher, pairs: Pairs) 
     assert all(isinstance(read.error, EOFError) and read.size == 0 for read in [*queued, *later])
 
 
+@pytest.mark.scenario(5)
 def test_a_waiting_write_goes_on_when_the_peer_ends_its_side(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, peer = pairs.tcp(buffers=8192)
     payload = pattern(1 << 20)

@@ -33,12 +33,14 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
+@pytest.mark.scenario(22)
 def test_requests_pending_at_exit(backend: Name, ending: str) -> None:
     # It is the caller's fault, and a watcher may say so: then it is a ResourceWarning.
     code = OPEN.format(backend=backend, ending=ending)
     assert child.output_of(code, "-W", "ignore::ResourceWarning") == ""
 
 
+@pytest.mark.scenario(22)
 def test_the_peer_sees_the_end_when_the_program_ends(backend: Name) -> None:
     program = """
         import socket, subprocess, sys

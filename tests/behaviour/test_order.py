@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import socket
 
+import pytest
+
 from tests.accounting import AccountedWatcher
 from tests.peers import Pairs, pattern, receive_exactly
 from tests.waiting import Background
@@ -18,6 +20,7 @@ def random_cuts(payload: bytes, parts: int, seed: int) -> list[bytes]:
     return [payload[start:end] for start, end in zip([0, *cuts], [*cuts, len(payload)], strict=True)]
 
 
+@pytest.mark.scenario(7)
 def test_queued_writes_arrive_in_order(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, peer = pairs.tcp(buffers=8192)
     payload = pattern(2 * MIB)
@@ -39,6 +42,7 @@ def test_queued_reads_share_the_stream_in_order(watcher: AccountedWatcher, pairs
     assert [bytes(buffer) for buffer in buffers] == parts
 
 
+@pytest.mark.scenario(20)
 def test_queued_reads_of_both_memories_share_the_stream_in_order(
     watcher: AccountedWatcher, pairs: Pairs
 ) -> None:
@@ -62,6 +66,7 @@ def test_queued_reads_of_both_memories_share_the_stream_in_order(
     assert received == payload
 
 
+@pytest.mark.scenario(7, 21)
 def test_many_connections_each_keep_their_order(watcher: AccountedWatcher, pairs: Pairs) -> None:
     streams = []
     for seed in range(20):
@@ -102,6 +107,7 @@ def test_a_waiting_write_does_not_hold_up_a_read(watcher: AccountedWatcher, pair
     assert receiving.result() == payload
 
 
+@pytest.mark.scenario(6)
 def test_a_slow_connection_does_not_hold_up_another(watcher: AccountedWatcher, pairs: Pairs) -> None:
     slow, slow_peer = pairs.tcp(buffers=8192)
     quick, quick_peer = pairs.tcp()

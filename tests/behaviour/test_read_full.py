@@ -29,6 +29,7 @@ def test_read_full_of_100_mib(watcher: AccountedWatcher, pairs: Pairs) -> None:
     assert buffer == payload
 
 
+@pytest.mark.scenario(20)
 def test_read_full_gathers_what_comes_in_pieces(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, peer = pairs.tcp()
     payload = pattern(5000)
@@ -90,6 +91,7 @@ def test_read_full_that_meets_its_deadline_tells_how_many_bytes_came(
     assert buffer[:7] == b"partial"
 
 
+@pytest.mark.scenario(5, 21)
 def test_data_and_fin_in_one_segment_end_a_waiting_read_full(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """Both arrive as one edge. Whoever stops at the short read waits for ever: no further edge will come."""
     if sys.platform != "linux":
@@ -106,6 +108,7 @@ def test_data_and_fin_in_one_segment_end_a_waiting_read_full(watcher: AccountedW
         watcher.free(conn)
 
 
+@pytest.mark.scenario(5, 21)
 def test_data_then_fin_end_a_waiting_read_full(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """The same with FIN at any moment after the data, and whichever thread has the watch."""
     for round_number in range(200):

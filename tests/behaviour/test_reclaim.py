@@ -21,6 +21,7 @@ def use_and_forget(watcher: AccountedWatcher, pairs: Pairs, count: int) -> list[
     return [receive_exactly(peer, 4) for _, peer in ends]
 
 
+@pytest.mark.scenario(13)
 def test_200_forgotten_connections_are_closed(watcher: AccountedWatcher, pairs: Pairs) -> None:
     assert use_and_forget(watcher, pairs, 200) == [b"once"] * 200
     gc.collect()
@@ -42,6 +43,7 @@ def test_forgotten_connections_are_closed_while_the_consumer_waits(
     watcher.finish(read)
 
 
+@pytest.mark.scenario(13)
 def test_a_pending_request_keeps_its_connection(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """The caller may forget a connection it waits for: the result brings it back."""
 
@@ -62,6 +64,7 @@ def test_a_pending_request_keeps_its_connection(watcher: AccountedWatcher, pairs
     assert receive_exactly(peer, 6) == b"indeed"
 
 
+@pytest.mark.scenario(13)
 def test_a_forgotten_connection_first_finishes_its_writes(watcher: AccountedWatcher, pairs: Pairs) -> None:
     def submit() -> None:
         conn, _ = pairs.tcp()
@@ -76,6 +79,7 @@ def test_a_forgotten_connection_first_finishes_its_writes(watcher: AccountedWatc
     assert peer.recv(1) == b""
 
 
+@pytest.mark.scenario(13)
 def test_a_connection_in_a_reference_cycle_is_closed(watcher: AccountedWatcher, pairs: Pairs) -> None:
     class Session:
         def __init__(self) -> None:
@@ -120,6 +124,7 @@ class TestForgottenWatcher:
         assert peer.recv(1) == b""
         wait_until(lambda: threading.active_count() == threads, "the thread of the watcher to end")
 
+    @pytest.mark.scenario(13)
     def test_it_goes_away_with_requests_pending(self, backend: Name, pairs: Pairs) -> None:
         threads = threading.active_count()
         conn, peer = pairs.tcp(buffers=8192)

@@ -12,6 +12,7 @@ from tests.peers import Pairs, pattern, reset
 MIB = 1 << 20
 
 
+@pytest.mark.scenario(4)
 def test_reset_during_a_read(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, peer = pairs.tcp()
     read = watcher.read(conn)
@@ -31,6 +32,7 @@ def test_reset_before_a_read(watcher: AccountedWatcher, pairs: Pairs) -> None:
     assert isinstance(read.error, ConnectionResetError)
 
 
+@pytest.mark.scenario(4)
 def test_reset_in_the_middle_of_read_full_tells_how_many_bytes_came(
     watcher: AccountedWatcher, pairs: Pairs
 ) -> None:
@@ -46,6 +48,7 @@ def test_reset_in_the_middle_of_read_full_tells_how_many_bytes_came(
     assert buffer[:7] == b"partial"
 
 
+@pytest.mark.scenario(4)
 def test_reset_during_a_write_tells_how_many_bytes_went_out(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, peer = pairs.tcp(buffers=8192)
     payload = pattern(16 * MIB)
@@ -58,6 +61,7 @@ def test_reset_during_a_write_tells_how_many_bytes_went_out(watcher: AccountedWa
     assert 0 < write.size < len(payload)
 
 
+@pytest.mark.scenario(4)
 def test_reset_ends_every_queued_request(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, peer = pairs.tcp(buffers=8192)
     reads = [watcher.read(conn) for _ in range(50)]
@@ -70,6 +74,7 @@ def test_reset_ends_every_queued_request(watcher: AccountedWatcher, pairs: Pairs
     assert all(isinstance(write.error, (ConnectionResetError, BrokenPipeError)) for write in writes)
 
 
+@pytest.mark.scenario(4)
 def test_reset_of_one_connection_leaves_the_others_alone(watcher: AccountedWatcher, pairs: Pairs) -> None:
     ended, going_on = [pairs.tcp() for _ in range(20)], [pairs.tcp() for _ in range(20)]
     ended_reads = [watcher.read(conn) for conn, _ in ended]
@@ -84,6 +89,7 @@ def test_reset_of_one_connection_leaves_the_others_alone(watcher: AccountedWatch
 
 
 @pytest.mark.parametrize("kind", ["unix", "pipe"])
+@pytest.mark.scenario(4)
 def test_writing_to_an_end_that_was_closed(watcher: AccountedWatcher, pairs: Pairs, kind: str) -> None:
     conn, peer = pairs.unix() if kind == "unix" else pairs.pipe_to_write()
     peer.close()
@@ -93,6 +99,7 @@ def test_writing_to_an_end_that_was_closed(watcher: AccountedWatcher, pairs: Pai
     assert write.size == 0
 
 
+@pytest.mark.scenario(4)
 def test_a_waiting_write_to_an_end_that_is_closed(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, peer = pairs.pipe_to_write()
     payload = pattern(MIB)

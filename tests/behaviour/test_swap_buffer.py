@@ -66,6 +66,7 @@ def test_views_of_a_batch_stay_intact_while_the_next_ones_arrive(
     assert received == expected
 
 
+@pytest.mark.scenario(18)
 def test_more_arrives_in_one_batch_than_the_arena_holds(make_watcher: MakeWatcher, pairs: Pairs) -> None:
     """No read waits for room until the next wait_io(): all of them finish before it."""
     watcher = make_watcher(swap_size=4096)

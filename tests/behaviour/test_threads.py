@@ -34,6 +34,7 @@ def test_eight_threads_submit_on_connections_of_their_own(watcher: AccountedWatc
         assert receive_exactly(peer, len(expected)) == expected
 
 
+@pytest.mark.scenario(15, 24)
 def test_eight_threads_submit_while_the_consumer_harvests(watcher: AccountedWatcher, pairs: Pairs) -> None:
     rounds = 300
     ends = [pairs.tcp() for _ in range(THREADS)]
@@ -65,6 +66,7 @@ def test_eight_threads_submit_while_the_consumer_harvests(watcher: AccountedWatc
         assert received[id(conn)] == b"".join(b"%d:%03d" % (index, number) for number in range(rounds))
 
 
+@pytest.mark.scenario(15, 24)
 def test_eight_threads_submit_on_one_connection(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """The writes of each thread keep their order, and no write is torn apart by another."""
     rounds = 200
@@ -87,6 +89,7 @@ def test_eight_threads_submit_on_one_connection(watcher: AccountedWatcher, pairs
         assert mine == [b"%d:%05d" % (index, number) for number in range(rounds)]
 
 
+@pytest.mark.scenario(15, 24)
 def test_one_connection_is_adopted_once_though_eight_threads_hand_it_over(
     watcher: AccountedWatcher, pairs: Pairs
 ) -> None:
@@ -105,6 +108,7 @@ def test_one_connection_is_adopted_once_though_eight_threads_hand_it_over(
         assert receive_until_eof(peer) == b""
 
 
+@pytest.mark.scenario(15, 24)
 def test_submitting_and_freeing_race(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """Each request is refused where it was submitted, or comes back; the peer always sees the end."""
     for _ in range(50):
@@ -130,6 +134,7 @@ def test_submitting_and_freeing_race(watcher: AccountedWatcher, pairs: Pairs) ->
         assert set(receive_until_eof(peer)) <= set(b"x")
 
 
+@pytest.mark.scenario(15, 24)
 def test_a_consumer_about_to_sleep_overlooks_no_request(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """Submitters look whether it sleeps while it falls asleep; threads change after every few bytecodes."""
     rounds = 3000
@@ -174,6 +179,7 @@ def test_the_consumer_may_change_from_thread_to_thread(watcher: AccountedWatcher
         assert read.data == b"x"
 
 
+@pytest.mark.scenario(17)
 def test_a_request_outlives_the_thread_that_submitted_it(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """The kernel may cancel what a thread began when that thread ends; the caller must not notice."""
     conn, peer = pairs.tcp()

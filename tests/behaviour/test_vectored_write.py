@@ -53,6 +53,7 @@ def test_more_parts_than_one_call_takes(watcher: AccountedWatcher, pairs: Pairs,
     assert receiving.result() == expected
 
 
+@pytest.mark.scenario(7, 20)
 def test_large_parts_go_on_in_the_middle(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """The kernel takes a part of a part; the rest follows, empty parts and all."""
     conn, peer = pairs.tcp(buffers=8192)

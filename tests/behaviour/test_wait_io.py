@@ -62,6 +62,7 @@ class Interruption(Exception):
     pass
 
 
+@pytest.mark.scenario(2)
 def test_an_exception_of_a_signal_handler_comes_out_and_nothing_is_lost(
     watcher: AccountedWatcher, pairs: Pairs
 ) -> None:
@@ -85,6 +86,7 @@ def test_an_exception_of_a_signal_handler_comes_out_and_nothing_is_lost(
     assert read.data == b"x"
 
 
+@pytest.mark.scenario(1)
 def test_a_signal_whose_handler_returns_is_no_reason_to_return(
     watcher: AccountedWatcher, pairs: Pairs
 ) -> None:
