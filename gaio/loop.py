@@ -203,7 +203,11 @@ class Loop:
         """The handle was collected, or the interpreter exits: stop, drain, and see the thread out."""
         if not self.closed:
             self.ask_to_close()
-        if threading.current_thread() is not self.thread:
+        self.see_thread_out()
+
+    def see_thread_out(self) -> None:
+        """Wait for the watcher thread, which ends when the loop is closed; it may be this one, or never have run."""
+        if self.thread.ident is not None and threading.current_thread() is not self.thread:
             self.thread.join()
 
     def give_up(self, connection: Connection) -> None:

@@ -126,8 +126,12 @@ class Watcher:
         self._tokens = itertools.count(2, 2)  # even, see gaio.platform.Queue
         self._forget = loop.forget  # one bound method for all finalizers, not one for each
         _abandon_after_fork(loop)
-        loop.thread.start()
         weakref.finalize(self, loop.finalize)
+        try:
+            loop.thread.start()
+        except BaseException:  # RuntimeError: threads are forbidden, or there is no memory for one more
+            self.close()
+            raise
 
     # --- submit ---------------------------------------------------------------------------------------------
 
@@ -512,7 +516,7 @@ class Watcher:
         except BaseException:
             loop.step_aside()
             raise
-        loop.thread.join()
+        loop.see_thread_out()
 
     def fileno(self) -> int:
         """A descriptor that polls as readable when `wait_io(0)` has something to do or to give.
