@@ -338,7 +338,7 @@ class Loop:
 
     def before_nesting(self) -> None:
         """See to it that the descriptor turns readable when there is something to do, see Watcher.fileno()."""
-        self.sleeping = True
+        self.sleeping = [True]
         if self.ready or self.inbox.copy():
             self.backend.wake()
         when = self.deadlines.earliest()
