@@ -156,8 +156,9 @@ class Loop:
 
         self.backend_name = backend
         self.arena = SwapArena(swap_size)
-        self.backend = platform.create(backend, self.arena, self.descriptors)
         self.thread = threading.Thread(target=self.run, name="gaio-watcher", daemon=True)
+        # Last: what comes after it could fail and leave it open, as a subinterpreter without daemon threads does.
+        self.backend = platform.create(backend, self.arena, self.descriptors)
 
     # --- from any thread ------------------------------------------------------------------------------------
 
