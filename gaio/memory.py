@@ -115,6 +115,11 @@ class Vector:
             entry.iov_base = pinned.address
             entry.iov_len = length
 
+    def within(self, offset: int, count: int) -> int:
+        """Bytes in the first `count` entries that are left once `offset` bytes have moved."""
+        last = min(bisect_right(self._ends, offset) + count, len(self._ends)) - 1
+        return self._ends[last] - offset
+
     def after(self, offset: int) -> tuple[int, int]:
         """Address and count of the entries that are left once `offset` bytes have moved."""
         index = bisect_right(self._ends, offset)

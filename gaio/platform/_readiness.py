@@ -316,6 +316,9 @@ class ReadinessBackend(ABC):
         self._attempted = request
         if type(memory) is Vector:
             address, count = memory.after(offset)
+            if count > IOV_MAX:
+                # A count that is short of this says that the buffer is full; short of the whole it would say nothing.
+                asked = self._asked = min(asked, memory.within(offset, IOV_MAX))
             if is_file:
                 self._pointer.value = address
                 self._writev(queue.fd, self._pointer, min(count, IOV_MAX))
