@@ -369,6 +369,7 @@ def test_in_every_kind_of_selector(
     backend: Name, pairs: Pairs, make_selector: Callable[[], selectors.BaseSelector]
 ) -> None:
     done, say_done = pairs.unix()
+    pairs.also_close(done)
     with gaio.Watcher(backend=backend) as watcher, make_selector() as selector:
         selector.register(watcher, selectors.EVENT_READ)  # it has a fileno(), which is all that a selector wants
         selector.register(done, selectors.EVENT_READ)
