@@ -33,16 +33,19 @@ class CannotPrepare(Exception):
 
 
 def requirements() -> list[str]:
-    """The `test` extra of pyproject.toml.
+    """The extras `test` and `examples` of pyproject.toml.
 
     tomllib came with Python 3.11, and nothing is installed yet; a TOML array of strings, comments included,
     happens to be a Python list.
     """
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    found = re.search(r"^test = (\[.*?^\])", text, re.MULTILINE | re.DOTALL)
-    if found is None:
-        raise CannotPrepare("pyproject.toml has no `test = [...]` under [project.optional-dependencies]")
-    return list(ast.literal_eval(found[1]))
+    wanted: list[str] = []
+    for extra in ("test", "examples"):
+        found = re.search(rf"^{extra} = (\[.*?^\])", text, re.MULTILINE | re.DOTALL)
+        if found is None:
+            raise CannotPrepare(f"pyproject.toml has no `{extra} = [...]` under [project.optional-dependencies]")
+        wanted += ast.literal_eval(found[1])
+    return wanted
 
 
 @contextlib.contextmanager
