@@ -1,0 +1,149 @@
+"""A little of Redis: PING, ECHO, SET and GET over RESP, its protocol, for any Redis client.
+
+    python3 -m examples.redis_ping --port 6379
+    redis-cli -p 6379 set answer 42
+
+Clients may pipeline: the replies to all the commands that one read brought go out in one write, in their order.
+A client that does not take its replies is not read from, so that they cannot pile up.
+"""
+
+import argparse
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+
+import gaio
+
+MAX_ARGUMENTS = 1024
+MAX_BULK = 1 << 20  # bytes of one argument
+
+
+class ProtocolError(Exception):
+    """After this the client's bytes make no sense any more."""
+
+
+class Client:
+    """What has come from one connection and is not a whole command yet."""
+
+    def __init__(self) -> None:
+        self.rest = bytearray()
+        self.broken = False
+
+    def commands(self, data: bytes) -> Iterator[list[bytes]]:
+        """Every command that is complete by now; the rest waits for more."""
+        self.rest += data
+        start = 0
+        while (command := self._command(start)) is not None:
+            arguments, start = command
+            yield arguments
+        del self.rest[:start]
+
+    def _command(self, start: int) -> tuple[list[bytes], int] | None:
+        """An array of bulk strings, "*1 $4 PING" with a line end in place of each space, and where it ends."""
+        head, position = self._line(start)
+        if head[:1] not in (b"", b"*"):
+            return (head.split(), position) if position else None  # typed by hand, into telnet
+        arguments: list[bytes] = []
+        for _ in range(number(head, MAX_ARGUMENTS)):
+            head, position = self._line(position)
+            end = position + number(head, MAX_BULK)
+            if not position or len(self.rest) < end + 2:
+                return None
+            arguments.append(bytes(self.rest[position:end]))
+            position = end + 2
+        return (arguments, position) if position else None
+
+    def _line(self, start: int) -> tuple[bytes, int]:
+        """The line that begins there, and where the next one does: 0 as long as this one is not complete."""
+        end = self.rest.find(b"\r\n", start)
+        if end < 0 and len(self.rest) - start > MAX_BULK:
+            raise ProtocolError("a line without end")
+        return (bytes(self.rest[start:end]), end + 2) if end >= 0 else (b"", 0)
+
+
+def number(head: bytes, limit: int) -> int:
+    if head and not (head[:1] in b"*$" and head[1:].isdigit() and int(head[1:]) <= limit):
+        raise ProtocolError("invalid length")
+    return int(head[1:] or b"0")
+
+
+def reply(store: dict[bytes, bytes], command: list[bytes]) -> bytes:
+    match [argument.upper() for argument in command[:1]] + command[1:]:
+        case [b"PING"]:
+            return b"+PONG\r\n"
+        case [b"PING" | b"ECHO", message]:
+            return b"$%d\r\n%s\r\n" % (len(message), message)
+        case [b"SET", key, value]:
+            store[key] = value
+            return b"+OK\r\n"
+        case [b"GET", key]:
+            found = store.get(key)
+            return b"$-1\r\n" if found is None else b"$%d\r\n%s\r\n" % (len(found), found)
+    # Redis' own clients ask for COMMAND and CONFIG first, and do without when they are unknown.
+    return b"-ERR unknown command or wrong number of arguments\r\n"
+
+
+def replies(store: dict[bytes, bytes], client: Client, data: bytes) -> bytes:
+    answers = b""
+    try:
+        for command in client.commands(data):
+            answers += reply(store, command)
+    except ProtocolError as error:
+        client.broken = True
+        answers += b"-ERR Protocol error: %s\r\n" % str(error).encode()
+    return answers
+
+
+def serve(watcher: gaio.Watcher, listener: socket.socket) -> None:
+    """Accept clients and answer them until the watcher is closed."""
+    store: dict[bytes, bytes] = {}
+    watcher.accept(listener)
+    for result in watcher:
+        conn, client = result.conn, result.context
+        if result.operation is gaio.ACCEPT:
+            if result.error is None:
+                welcome(watcher, result.accepted)
+            watcher.accept(listener)
+        elif result.error is not None or client.broken:
+            watcher.free(conn)
+        elif result.operation is gaio.READ and (answers := replies(store, client, bytes(result.buffer))):
+            watcher.write(conn, answers, context=client)
+        else:
+            watcher.read(conn, context=client)
+
+
+def welcome(watcher: gaio.Watcher, conn: socket.socket) -> None:
+    try:
+        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        watcher.read(conn, context=Client())
+    except (OSError, gaio.UnsupportedConnError) as error:
+        conn.close()  # it is gone already, or no descriptor is left to take it over
+        print(f"a client was not served: {error}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python3 -m examples.redis_ping")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=6379, help="0 lets the system choose one")
+    parser.add_argument("--backend", choices=("auto", "epoll", "kqueue", "io_uring"))
+    options = parser.parse_args()
+
+    # Both Ctrl-C and `kill` raise KeyboardInterrupt, also where the shell started this with Ctrl-C ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        with (
+            socket.create_server((options.host, options.port), backlog=1024) as listener,
+            gaio.Watcher(backend=options.backend) as watcher,
+        ):
+            print("listening on {}:{}".format(*listener.getsockname()), flush=True)
+            serve(watcher, listener)
+    except KeyboardInterrupt:
+        pass  # leaving the `with` has closed every connection
+    except OSError as error:
+        sys.exit(f"cannot serve: {error}")  # the port is taken, or the backend cannot run here
+
+
+if __name__ == "__main__":
+    main()

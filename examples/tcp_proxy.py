@@ -1,0 +1,122 @@
+"""TCP proxy: every connection to it becomes one to `--target`, both ways.
+
+    python3 -m examples.tcp_proxy --port 8000 --target 127.0.0.1:6379
+
+Each direction has one request under way at any time: a read from one side, then the write of what came to the
+other. A fast sender meets a slow receiver so: as long as the receiver does not take what was read, no byte more is
+read, the sender's connection fills up and it has to wait. Memory stays flat. When one side ends its direction, the
+other side sees that end, and the opposite direction goes on.
+"""
+
+import argparse
+import signal
+import socket
+import sys
+
+import gaio
+
+
+class Way:
+    """One direction of one proxied connection."""
+
+    def __init__(self, source: socket.socket, sink: socket.socket) -> None:
+        self.source = source
+        self.sink = sink
+        self.ended = False
+        self.back: Way
+
+    @classmethod
+    def pair(cls, client: socket.socket, server: socket.socket) -> "Way":
+        there, back = cls(client, server), cls(server, client)
+        there.back, back.back = back, there
+        return there
+
+
+def serve(watcher: gaio.Watcher, listener: socket.socket, family: int, target: object) -> None:
+    """Accept clients and connect them until the watcher is closed."""
+    watcher.accept(listener)
+    for result in watcher:
+        way = result.context
+        if result.operation is gaio.ACCEPT:
+            if result.error is None:
+                welcome(watcher, result.accepted, family, target)
+            else:
+                complain(result.error)  # EMFILE, say: this client waits in the backlog until others have left
+            watcher.accept(listener)
+        elif way.ended:
+            pass  # both connections have been freed, and this had been under way
+        elif result.operation is gaio.READ and isinstance(result.error, EOFError):
+            watcher.shutdown(way.sink, context=way)  # pass the end on
+        elif result.error is not None:
+            if result.operation is gaio.CONNECT:
+                complain(result.error)
+            end(watcher, way)
+        elif result.operation is gaio.READ:
+            watcher.write(way.sink, result.buffer, context=way)
+        elif result.operation is gaio.WRITE:
+            watcher.read(way.source, context=way)
+        elif result.operation is gaio.SHUTDOWN:
+            way.ended = True
+            if way.back.ended:
+                end(watcher, way)
+
+
+def end(watcher: gaio.Watcher, way: Way) -> None:
+    """Both connections at once."""
+    way.ended = way.back.ended = True
+    watcher.free(way.source)
+    watcher.free(way.sink)
+
+
+def welcome(watcher: gaio.Watcher, client: socket.socket, family: int, target: object) -> None:
+    """Connect to the target for a client. What is read meanwhile is written when that has succeeded."""
+    try:
+        way = Way.pair(client, socket.socket(family))
+    except OSError as error:
+        client.close()  # no descriptor is left
+        complain(error)
+        return
+    try:
+        for each in (way, way.back):
+            each.source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        watcher.connect(way.sink, target, context=way, timeout=10)
+        for each in (way, way.back):
+            watcher.read(each.source, context=each)
+    except (OSError, gaio.UnsupportedConnError) as error:
+        end(watcher, way)  # the client is gone already, or no descriptor is left
+        complain(error)
+
+
+def complain(error: Exception) -> None:
+    print(f"a client was not served: {error}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python3 -m examples.tcp_proxy")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000, help="0 lets the system choose one")
+    parser.add_argument("--target", required=True, metavar="HOST:PORT")
+    parser.add_argument("--backend", choices=("auto", "epoll", "kqueue", "io_uring"))
+    options = parser.parse_args()
+    host, _, port = options.target.rpartition(":")
+
+    # Both Ctrl-C and `kill` raise KeyboardInterrupt, also where the shell started this with Ctrl-C ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        # Looked up once, before anybody has to wait for it.
+        family, _, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with (
+            socket.create_server((options.host, options.port), backlog=1024) as listener,
+            gaio.Watcher(backend=options.backend) as watcher,
+        ):
+            print("listening on {}:{}".format(*listener.getsockname()), flush=True)
+            serve(watcher, listener, family, target)
+    except KeyboardInterrupt:
+        pass  # leaving the `with` has closed every connection
+    except OSError as error:
+        sys.exit(f"cannot serve: {error}")  # the port is taken, or the backend cannot run here
+
+
+if __name__ == "__main__":
+    main()
