@@ -1,8 +1,8 @@
 """The virtual environments the tests run in, one for each interpreter, under .venv-tests/.
 
 Runs before anything is installed: standard library only. gaio itself is never installed there; the tests use
-the checkout. An environment is used again as long as the `test` extra of pyproject.toml and the interpreter
-are the same.
+the checkout. An environment is used again as long as the extras `test` and
+`examples` of pyproject.toml and the interpreter are the same.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _run(command: list[str], purpose: str) -> None:
 
 
 def prepare(interpreter: Interpreter, pip_from: Path | None = None) -> Path:
-    """The Python of an environment for this interpreter that holds the `test` extra.
+    """The Python of an environment for this interpreter that holds those extras.
 
     With `pip_from`, the Python of another environment, that one's pip does the installing: the interpreter
     then needs no ensurepip, which Debian keeps in a package of its own.
@@ -88,11 +88,11 @@ def prepare(interpreter: Interpreter, pip_from: Path | None = None) -> Path:
         make = [interpreter.executable, "-m", "venv", str(folder)]
         if pip_from is None:
             _run(make, "Making the virtual environment")
-            _run([str(python), *QUIET_PIP, "install", *wanted], "Installing the test extra")
+            _run([str(python), *QUIET_PIP, "install", *wanted], "Installing what the tests need")
         else:
             _run([*make, "--without-pip"], "Making the virtual environment")
             install = [str(pip_from), *QUIET_PIP, "--python", str(python), "install", *wanted]
-            _run(install, "Installing the test extra")
+            _run(install, "Installing what the tests need")
         stamp.write_text(content, encoding="utf-8")  # last: what was interrupted is made again
     return python
 
