@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import gaio
 from gaio.platform import _io_uring
 from tests import backends
 from tests.accounting import MakeWatcher
@@ -20,6 +21,8 @@ from tests.waiting import Background
 pytestmark = pytest.mark.scenario(1)
 
 READINESS = [name for name in backends.under_test() if name != "io_uring"]
+# The simulated kqueue has no wait in libc that could be interrupted.
+WITH_LIBC = [name for name in backends.under_test() if not backends.is_simulated(name)]
 WAITS = {"epoll": "epoll_wait", "kqueue": "kevent", "io_uring": "syscall"}
 
 
@@ -36,6 +39,7 @@ def enters_ring(*arguments: Any) -> bool:
     return bool(arguments[0] == _io_uring.SYS_io_uring_enter)
 
 
+@pytest.mark.parametrize("backend", WITH_LIBC, indirect=True)
 @pytest.mark.parametrize("times", [1, 50])
 def test_the_wait_is_interrupted(
     libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs, backend: str, times: int
@@ -52,6 +56,7 @@ def test_the_wait_is_interrupted(
         assert watcher.wait(0) == []
 
 
+@pytest.mark.parametrize("backend", WITH_LIBC, indirect=True)
 def test_a_wait_that_is_interrupted_lasts_no_longer(
     libc: FaultyLibc, make_watcher: MakeWatcher, backend: str
 ) -> None:
@@ -99,7 +104,7 @@ def test_connect_and_accept_are_interrupted(libc: FaultyLibc, make_watcher: Make
         client = socket.socket()
         watcher.accept(listener, context="accept")
         watcher.connect(client, address, context="connect")
-        found = {}
+        found: dict[str, gaio.OpResult] = {}
         while len(found) < 2:
             found.update({result.context: result for result in watcher.wait_io(30)})
         assert found["accept"].error is None
