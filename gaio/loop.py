@@ -815,6 +815,26 @@ class Loop:
         del self.inbox[:admitted]
 
 
+class DevelopmentLoop(Loop):
+    """For `python -X dev`: releases the swap views of a batch when their memory is lent anew, so that use raises."""
+
+    def __init__(self, backend: str, swap_size: int) -> None:
+        super().__init__(backend, swap_size)
+        self.lent: list[memoryview] = []
+
+    def harvest(self, timeout: float | None) -> list[OpResult]:
+        if self.delivery is None:  # else the batch never reached the caller, and goes again
+            for view in self.lent:
+                try:
+                    view.release()
+                except BufferError:
+                    pass  # the caller has exported it in turn, say to a ctypes object: that is still in use
+            self.lent.clear()
+        batch = super().harvest(timeout)
+        self.lent += [result.buffer for result in batch if result.is_swap_buffer]
+        return batch
+
+
 class _ClosedBackend:
     """What a closed loop has for a backend: the real one goes when no thread is in the middle of waking it."""
 

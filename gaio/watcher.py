@@ -36,7 +36,7 @@ from gaio.errors import (
     UnsupportedConnError,
     WatcherClosedError,
 )
-from gaio.loop import Loop, Release
+from gaio.loop import DevelopmentLoop, Loop, Release
 from gaio.memory import COPY_LIMIT, SocketAddress, memory_for_write, pin_for_read
 from gaio.platform import FILE, _libc, _sockaddr, _sockets
 from gaio.platform._affinity import set_thread_affinity
@@ -120,7 +120,7 @@ class Watcher:
             raise TypeError(f"swap_size must be a number of bytes, not {swap_size!r}")
         if not 1 <= swap_size <= MAX_RW_COUNT:
             raise ValueError(f"swap_size must be from 1 to {MAX_RW_COUNT} bytes, not {swap_size}")
-        loop = self._loop = Loop(_choose(backend), swap_size)
+        loop = self._loop = (DevelopmentLoop if sys.flags.dev_mode else Loop)(_choose(backend), swap_size)
         self._inbox = loop.inbox
         self._connections = loop.connections
         self._tokens = itertools.count(2, 2)  # even, see gaio.platform.Queue
@@ -462,7 +462,8 @@ class Watcher:
         """Wait for finished requests and return them, in the order they finished; [] when `timeout` passes.
 
         `timeout` is in seconds: None waits as long as it takes, 0 only looks. While it waits, the calling thread does
-        the watcher's work. Swap buffers of the batch before become invalid. Only one thread may be the consumer.
+        the watcher's work. Swap buffers of the batch before become invalid; under `python -X dev` they are released, so
+        that use raises `ValueError`. Only one thread may be the consumer.
 
         An exception that comes out of here, KeyboardInterrupt first of all, loses nothing: the next call goes on.
         After `close()` it returns what is left, and then raises `WatcherClosedError`.
