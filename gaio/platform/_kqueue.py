@@ -194,8 +194,9 @@ class KqueueBackend(ReadinessBackend):
                 raise
 
     def unregister(self, descriptor: Descriptor) -> None:
-        kqueue, abi = self._kqueue, self._kqueue.abi
-        for kfilter in (abi.EVFILT_READ, abi.EVFILT_WRITE):
+        kqueue, abi, writes = self._kqueue, self._kqueue.abi, descriptor.writes
+        filters = (abi.EVFILT_READ, abi.EVFILT_WRITE) if writes and writes.entry else (abi.EVFILT_READ,)
+        for kfilter in filters:
             entry = kqueue.entry(descriptor.fd, kfilter, EV_DELETE, udata=_WAKE)
             kqueue.change(entry, tolerated=_NOT_REGISTERED)
 
