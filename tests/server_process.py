@@ -79,7 +79,8 @@ def running(example: str, *arguments: str, under: Sequence[str] = ()) -> Iterato
     with listening(*under, *PYTHON, *module(example), "--port", "0", *arguments) as server:
         yield server
         if server.process.returncode is None:
-            assert server.stop(signal.SIGINT) == (0, "")
+            status, complaints = server.stop(signal.SIGINT)
+            assert (status, complaints) == (0, ""), f"exit status {status}, and on standard error:\n{complaints}"
 
 
 def output_of_failure(example: str, *arguments: str) -> str:
