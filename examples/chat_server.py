@@ -1,0 +1,131 @@
+"""Chat server: what one client says, all the others hear, line by line.
+
+    python3 -m examples.chat_server --port 8000
+    nc 127.0.0.1 8000
+
+Each client has one read and at most one write under way. What is said while a client's write is under way waits for
+it, and goes out in one vectored write. A client whose write takes longer than `--patience` seconds is dropped, so a
+slow one holds nobody up, and what waits for it is bounded by what is said in that time.
+"""
+
+import argparse
+import signal
+import socket
+import sys
+
+import gaio
+
+MAX_LINE = 4096
+SEND_BUFFER = 65536  # what the kernel keeps for a client that does not read; the default grows to megabytes
+
+
+class Client:
+    """One connection: the line that is arriving, and the lines that wait to be sent."""
+
+    def __init__(self, conn: socket.socket, name: str) -> None:
+        self.conn = conn
+        self.name = name
+        self.rest = b""
+        self.waiting: list[bytes] = []
+        self.writing = False
+
+    def lines(self, data: bytes) -> list[bytes]:
+        *complete, self.rest = (self.rest + data).split(b"\n")
+        if len(self.rest) > MAX_LINE:
+            complete.append(self.rest)
+            self.rest = b""
+        return complete
+
+
+class Room:
+    """Everybody who is here."""
+
+    def __init__(self, watcher: gaio.Watcher, patience: float) -> None:
+        self.watcher = watcher
+        self.patience = patience
+        self.clients: set[Client] = set()
+
+    def enter(self, conn: socket.socket) -> None:
+        try:
+            host, port = conn.getpeername()[:2]
+            client = Client(conn, f"{host}:{port}")
+            self.watcher.read(conn, context=client)
+        except (OSError, gaio.UnsupportedConnError) as error:
+            conn.close()  # it is gone already, or no descriptor is left to take it over
+            print(f"a client was not served: {error}", file=sys.stderr, flush=True)
+            return
+        self.clients.add(client)
+        self.say(client, "has come")
+
+    def leave(self, client: Client, why: str) -> None:
+        if client in self.clients:  # else its other request has told already
+            self.clients.remove(client)
+            self.watcher.free(client.conn)
+            self.say(client, why)
+
+    def say(self, speaker: Client, text: str) -> None:
+        line = f"{speaker.name} {text}\n".encode(errors="replace")
+        for client in self.clients:
+            if client is not speaker:
+                client.waiting.append(line)
+                self.send(client)
+
+    def send(self, client: Client) -> None:
+        if client.waiting and not client.writing:
+            client.writing = True
+            self.watcher.write(client.conn, client.waiting, context=client, timeout=self.patience)
+            client.waiting = []
+
+
+def serve(watcher: gaio.Watcher, listener: socket.socket, patience: float) -> None:
+    """Accept clients and pass on what they say until the watcher is closed."""
+    room = Room(watcher, patience)
+    watcher.accept(listener)
+    for result in watcher:
+        client = result.context
+        if result.operation is gaio.ACCEPT:
+            if result.error is None:
+                room.enter(result.accepted)
+            watcher.accept(listener)
+        elif result.error is not None:
+            slow = result.operation is gaio.WRITE and isinstance(result.error, gaio.DeadlineError)
+            room.leave(client, "was too slow" if slow else "has left")
+        elif client not in room.clients:
+            pass  # it has been dropped, and this had finished before
+        elif result.operation is gaio.READ:
+            for line in client.lines(bytes(result.buffer)):
+                room.say(client, f"says: {line.decode(errors='replace').rstrip()}")
+            watcher.read(client.conn, context=client)
+        else:
+            client.writing = False
+            room.send(client)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python3 -m examples.chat_server")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000, help="0 lets the system choose one")
+    parser.add_argument("--backend", choices=("auto", "epoll", "kqueue", "io_uring"))
+    parser.add_argument("--patience", type=float, default=10.0, help="seconds until a slow client is dropped")
+    options = parser.parse_args()
+
+    # Both Ctrl-C and `kill` raise KeyboardInterrupt, also where the shell started this with Ctrl-C ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        with (
+            socket.create_server((options.host, options.port), backlog=1024) as listener,
+            gaio.Watcher(backend=options.backend) as watcher,
+        ):
+            # Set before the first client comes: its connections inherit it.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            print("listening on {}:{}".format(*listener.getsockname()), flush=True)
+            serve(watcher, listener, options.patience)
+    except KeyboardInterrupt:
+        pass  # leaving the `with` has closed every connection
+    except OSError as error:
+        sys.exit(f"cannot serve: {error}")  # the port is taken, or the backend cannot run here
+
+
+if __name__ == "__main__":
+    main()

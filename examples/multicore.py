@@ -1,0 +1,130 @@
+"""Echo server on several cores: one process and one watcher for each, all on the same port (SO_REUSEPORT).
+
+    python3 -m examples.multicore --port 8000 --workers 4
+
+Python runs one thread at a time, so it takes processes to use more cores. Each has a listening socket of its own
+on the same port, and the kernel deals the connections out (Linux; elsewhere one socket may get them all). Once a
+second, when that has changed, the parent prints how many connections each worker has had. When a worker dies, the
+whole server ends.
+"""
+
+import argparse
+import multiprocessing
+import signal
+import socket
+import sys
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from time import monotonic
+
+import gaio
+
+
+def serve(watcher: gaio.Watcher, listener: socket.socket, report: Connection) -> None:
+    """Accept clients and answer them until the watcher is closed; report each one."""
+    count = 0
+    watcher.accept(listener)
+    for result in watcher:
+        if result.operation is gaio.ACCEPT:
+            if result.error is None:
+                count += 1
+                report.send(count)
+                welcome(watcher, result.accepted)
+            watcher.accept(listener)
+        elif result.error is not None:
+            watcher.free(result.conn)
+        elif result.operation is gaio.READ:
+            watcher.write(result.conn, result.buffer)
+        else:
+            watcher.read(result.conn)
+
+
+def welcome(watcher: gaio.Watcher, conn: socket.socket) -> None:
+    try:
+        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        watcher.read(conn)
+    except (OSError, gaio.UnsupportedConnError) as error:
+        conn.close()  # it is gone already, or no descriptor is left to take it over
+        print(f"a client was not served: {error}", file=sys.stderr, flush=True)
+
+
+def work(address: tuple[str, int], backend: gaio.BackendName | None, report: Connection) -> None:
+    """One worker: a process of its own."""
+    # Ctrl-C reaches the whole group of processes; the parent alone decides, and then sends SIGTERM.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with (
+            socket.create_server(address, backlog=1024, reuse_port=True) as listener,
+            gaio.Watcher(backend=backend) as watcher,
+        ):
+            report.send(0)  # it listens
+            serve(watcher, listener, report)
+    except KeyboardInterrupt:
+        pass  # leaving the `with` has closed every connection
+    except OSError as error:
+        sys.exit(f"cannot serve: {error}")
+
+
+def supervise(workers: list[BaseProcess], reports: list[Connection], where: str) -> None:
+    """Print how many connections each worker has had, until one of them dies."""
+    counts: dict[Connection, int] = {}
+    told: list[int] = []
+    due = monotonic()
+    while all(worker.is_alive() for worker in workers):
+        for report in wait(reports, timeout=max(0.0, due - monotonic())):
+            assert isinstance(report, Connection)
+            try:
+                counts[report] = report.recv()
+            except EOFError:
+                return  # its worker has died
+        now = [counts.get(report, -1) for report in reports]
+        if not told and min(now) >= 0:
+            print(f"listening on {where}", flush=True)
+            told = now
+        if monotonic() >= due:
+            due = monotonic() + 1
+            if told not in ([], now):
+                print("connections per worker:", *now, flush=True)
+                told = now
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python3 -m examples.multicore")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000, help="0 lets the system choose one")
+    parser.add_argument("--backend", choices=("auto", "epoll", "kqueue", "io_uring"))
+    parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count(), help="one for each core")
+    options = parser.parse_args()
+
+    # Both Ctrl-C and `kill` raise KeyboardInterrupt, also where the shell started this with Ctrl-C ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    workers: list[BaseProcess] = []
+    reports: list[Connection] = []
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy whatever threads and locks there are
+    stopped = False
+    try:
+        # Bound and not listening: it keeps the port for the workers and gets no connection.
+        with socket.socket() as port:
+            port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            port.bind((options.host, options.port))
+            for _ in range(options.workers):
+                report, theirs = spawn.Pipe(duplex=False)
+                workers.append(spawn.Process(target=work, args=(port.getsockname(), options.backend, theirs)))
+                workers[-1].start()
+                theirs.close()  # so that the worker's end is the last, and its death shows
+                reports.append(report)
+            supervise(workers, reports, "{}:{}".format(*port.getsockname()))
+    except KeyboardInterrupt:
+        stopped = True
+    except OSError as error:
+        print(f"cannot serve: {error}", file=sys.stderr)  # the port is taken
+    for worker in filter(BaseProcess.is_alive, workers):
+        worker.terminate()
+        worker.join()
+    sys.exit(0 if stopped else 1)
+
+
+if __name__ == "__main__":
+    main()
