@@ -1,0 +1,90 @@
+"""The little Redis, seen by redis-cli, by redis-benchmark and by plain sockets."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.backends import Name
+from tests.examples.real_clients import redis_benchmark, redis_cli
+from tests.peers import receive_exactly, receive_until_eof
+from tests.server_process import Server, running
+
+
+@pytest.fixture
+def server(backend: Name) -> Iterator[Server]:
+    with running("examples.redis_ping", "--backend", backend) as program:
+        yield program
+
+
+def test_redis_cli(server: Server) -> None:
+    assert redis_cli(server, "ping") == "PONG\n"
+    assert redis_cli(server, "ping", "there") == "there\n"
+    assert redis_cli(server, "echo", "with spaces\tand more") == "with spaces\tand more\n"
+    assert redis_cli(server, "get", "answer") == "\n"
+    assert redis_cli(server, "set", "answer", "42") == "OK\n"
+    assert redis_cli(server, "get", "answer") == "42\n"
+    assert redis_cli(server, "flushall").startswith("ERR unknown command")
+    assert redis_cli(server, "get").startswith("ERR")
+
+
+@pytest.mark.parametrize("pipeline", ["1", "16"])
+def test_redis_benchmark(server: Server, pipeline: str) -> None:
+    tests = ("-t", "ping,set,get", "-n", "2000", "-c", "20", "-P", pipeline)
+    rates = redis_benchmark(server, *tests)
+    assert set(rates) == {"PING_INLINE", "PING_MBULK", "SET", "GET"}
+    assert all(rates.values())
+
+
+def command(*arguments: bytes) -> bytes:
+    return b"*%d\r\n" % len(arguments) + b"".join(b"$%d\r\n%s\r\n" % (len(item), item) for item in arguments)
+
+
+def test_bytes_of_every_kind_and_large_values(server: Server) -> None:
+    key, value = b"\0\r\n$3", bytes(range(256)) * 2000
+    with server.client() as client:
+        client.sendall(command(b"SET", key, value) + command(b"GET", key) + command(b"get", b"other"))
+        expected = b"+OK\r\n$512000\r\n" + value + b"\r\n" + b"$-1\r\n"
+        assert receive_exactly(client, len(expected)) == expected
+
+
+def test_a_command_in_single_bytes(server: Server) -> None:
+    with server.client() as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in command(b"ECHO", b"patience") + b"PING\r\n":
+            client.sendall(bytes([byte]))
+        expected = b"$8\r\npatience\r\n+PONG\r\n"
+        assert receive_exactly(client, len(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [b"*x\r\n", b"*-1\r\n", b"*99999999\r\n", b"*1\r\n:5\r\n", b"*1\r\n$99999999999\r\n", b"x" * 2_000_000],
+    ids=lambda nonsense: repr(nonsense[:20]),
+)
+def test_nonsense_ends_the_connection(server: Server, nonsense: bytes) -> None:
+    """After the replies to the commands before it."""
+    with server.client() as client:
+        client.sendall(command(b"PING"))
+        try:
+            client.sendall(nonsense)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it has been dropped before it was all sent
+        assert receive_exactly(client, 11) == b"+PONG\r\n-ERR"
+    assert is_served(server)
+
+
+def is_served(server: Server) -> bool:
+    with server.client() as client:
+        client.sendall(b"PING\r\n")
+        return receive_exactly(client, 7) == b"+PONG\r\n"
+
+
+def test_a_command_that_never_ends_is_forgotten_with_its_client(server: Server) -> None:
+    with server.client() as client:
+        client.sendall(b"*2\r\n$4\r\nECHO\r\n$100\r\nonly so much")
+        client.shutdown(socket.SHUT_WR)
+        assert receive_until_eof(client) == b""
+    assert is_served(server)
