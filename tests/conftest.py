@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator
 import pytest
 
 import gaio
-from tests import backends, leaks
+from tests import backends, leaks, storm
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.peers import Pairs
 from tests.waiting import wait_until
@@ -25,6 +25,14 @@ def pytest_configure(config: pytest.Config) -> None:
     wanted = 20_000 if hard == resource.RLIM_INFINITY else min(hard, 20_000)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     gaio.backends()  # what a library of GAIO_KQUEUE_LIBRARY keeps open once it has been used is no leak of a test
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--storm",
+        choices=storm.KINDS,
+        help="run every test in a storm of signals, or with threads that change places after every few bytecodes",
+    )
 
 
 class FailedCheck(pytest.Item):
@@ -51,6 +59,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed:
         item.stash[_failed] = True
     return report
+
+
+@pytest.fixture(autouse=True)
+def _in_a_storm(request: pytest.FixtureRequest) -> Iterator[None]:
+    with storm.raging(request.config.getoption("--storm")):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import backends
 from tests.environment import ROOT
 
 README = Path(__file__).with_name("README.md")
@@ -63,19 +64,37 @@ class Collected:
 
     def __init__(self) -> None:
         self.tests: dict[int, dict[str, str]] = {}
+        self.ran: dict[str, tuple[str, set[str]]] = {}
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         for item in session.items:
             for mark in item.iter_markers("scenario"):
                 for number in mark.args:
                     name = item.nodeid.partition("[")[0].removeprefix("tests/")
-                    self.tests.setdefault(number, {})[name] = self.backend_of(item, mark)
+                    # The mark of a test itself comes before that of its module.
+                    self.tests.setdefault(number, {}).setdefault(name, self.backend_of(item, mark))
+                    self.check(item, self.tests[number][name])
 
     def backend_of(self, item: pytest.Item, mark: pytest.Mark) -> str:
         if "on" in mark.kwargs:
             return str(mark.kwargs["on"])
         fixtures: list[str] = getattr(item, "fixturenames", [])
         return EVERY if "backend" in fixtures else "core"
+
+    def check(self, item: pytest.Item, told: str) -> None:
+        """What the mark says against the backends that the test does run on."""
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        name = parameters.get("backend")
+        if isinstance(name, str):
+            self.ran.setdefault(item.nodeid.partition("[")[0], (told, set()))[1].add(name)
+
+    def lies(self) -> list[str]:
+        found = []
+        for test, (told, ran) in self.ran.items():
+            expected = set(backends.under_test()) if told == EVERY else set(told.split(", ")) & set(backends.under_test())
+            if ran != expected:
+                found.append(f"{test} is said to run on {told}, and runs on {', '.join(sorted(ran))}")
+        return found
 
 
 def collect() -> dict[int, dict[str, str]]:
@@ -85,6 +104,8 @@ def collect() -> dict[int, dict[str, str]]:
         status = pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", str(ROOT / "tests")], [collected])
     if status:
         raise RuntimeError(f"pytest could not collect the tests:\n{output.getvalue()[-2000:]}")
+    if lies := collected.lies():
+        raise RuntimeError("\n".join(lies))
     return collected.tests
 
 

@@ -39,6 +39,7 @@ def enters_ring(*arguments: Any) -> bool:
     return bool(arguments[0] == _io_uring.SYS_io_uring_enter)
 
 
+@pytest.mark.scenario(1, on="epoll, io_uring")
 @pytest.mark.parametrize("backend", WITH_LIBC, indirect=True)
 @pytest.mark.parametrize("times", [1, 50])
 def test_the_wait_is_interrupted(
@@ -56,6 +57,7 @@ def test_the_wait_is_interrupted(
         assert watcher.wait(0) == []
 
 
+@pytest.mark.scenario(1, on="epoll, io_uring")
 @pytest.mark.parametrize("backend", WITH_LIBC, indirect=True)
 def test_a_wait_that_is_interrupted_lasts_no_longer(
     libc: FaultyLibc, make_watcher: MakeWatcher, backend: str
@@ -68,6 +70,7 @@ def test_a_wait_that_is_interrupted_lasts_no_longer(
     libc.recover()
 
 
+@pytest.mark.scenario(1, on="epoll, kqueue")
 @pytest.mark.parametrize("backend", READINESS, indirect=True)
 def test_every_other_call_is_interrupted(libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs) -> None:
     """Every byte of a megabyte in each direction, through calls half of which move nothing."""
@@ -93,6 +96,7 @@ def test_every_other_call_is_interrupted(libc: FaultyLibc, make_watcher: MakeWat
     assert libc.struck > 10
 
 
+@pytest.mark.scenario(1, on="epoll, kqueue")
 @pytest.mark.parametrize("backend", READINESS, indirect=True)
 def test_connect_and_accept_are_interrupted(libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs) -> None:
     """connect(2): an interrupted attempt goes on by itself, and ends as any other that is in progress."""

@@ -19,7 +19,7 @@ from tests.waiting import Background
 READINESS = [name for name in backends.under_test() if name != "io_uring"]
 
 
-@pytest.mark.scenario(7, 20)
+@pytest.mark.scenario(7, 20, on="epoll, kqueue")
 @pytest.mark.parametrize("backend", READINESS, indirect=True)
 @pytest.mark.parametrize("most", [1, 7, 1000])
 def test_send_and_recv_move_a_few_bytes_at_a_time(
@@ -59,7 +59,7 @@ def test_a_write_through_a_tiny_send_buffer(watcher: AccountedWatcher, pairs: Pa
     assert receiving.result() == payload
 
 
-@pytest.mark.scenario(18)
+@pytest.mark.scenario(18, on="epoll, kqueue")
 @pytest.mark.parametrize("backend", READINESS, indirect=True)
 @pytest.mark.parametrize("name", ["send", "sendmsg"])
 def test_a_write_without_memory_for_the_moment(
@@ -78,7 +78,7 @@ def test_a_write_without_memory_for_the_moment(
     assert libc.struck == 3
 
 
-@pytest.mark.scenario(18)
+@pytest.mark.scenario(18, on="epoll, kqueue")
 @pytest.mark.parametrize("backend", READINESS, indirect=True)
 def test_the_watcher_thread_tries_again_as_well(
     libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs
@@ -120,7 +120,7 @@ def test_the_ring_takes_no_entries_for_the_moment(
     assert libc.struck > 10
 
 
-@pytest.mark.scenario(17)
+@pytest.mark.scenario(17, on="epoll, io_uring")
 @pytest.mark.parametrize(
     "backend", [name for name in backends.under_test() if not backends.is_simulated(name)], indirect=True
 )
@@ -142,7 +142,7 @@ def test_an_error_of_the_wait_comes_out_and_loses_nothing(
     assert receive_exactly(peer, 5) == b"hello"
 
 
-@pytest.mark.scenario(4)
+@pytest.mark.scenario(4, on="epoll, kqueue")
 @pytest.mark.parametrize("backend", READINESS, indirect=True)
 @pytest.mark.parametrize("error", [errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EIO])
 @pytest.mark.parametrize("name", ["recv", "send"])

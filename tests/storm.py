@@ -1,0 +1,45 @@
+"""Bad weather for a whole test: signals that arrive all the time, or threads that change places all the time.
+
+    python3 -m tests --storm signals     SIGALRM every few milliseconds, with a handler in the main thread (setitimer(2))
+    python3 -m tests --storm switches    sys.setswitchinterval() so low that threads change places at every turn
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+KINDS = ("signals", "switches")
+EVERY = 0.003  # seconds between two signals
+SWITCH_INTERVAL = 1e-6
+
+struck = 0  # signals that were handled
+
+
+def _handler(number: int, frame: FrameType | None) -> None:
+    global struck
+    struck += 1
+
+
+@contextlib.contextmanager
+def raging(kind: str | None) -> Iterator[None]:
+    if kind == "signals":
+        before = signal.signal(signal.SIGALRM, _handler)
+        signal.setitimer(signal.ITIMER_REAL, EVERY, EVERY)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    elif kind == "switches":
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        try:
+            yield
+        finally:
+            sys.setswitchinterval(interval)
+    else:
+        yield
