@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import sys
 import weakref
 from typing import Any
 
@@ -86,6 +87,12 @@ def descriptor_of(conn: Any) -> int:
     if not callable(fileno) or not callable(getattr(conn, "close", None)):
         raise UnsupportedConnError(
             f"conn must be an object with fileno() and close(), such as a connected socket, not {conn!r}"
+        )
+    ssl = sys.modules.get("ssl")  # not imported for this: without it there is no such socket
+    if ssl is not None and isinstance(conn, ssl.SSLSocket):
+        raise UnsupportedConnError(
+            "conn is an SSLSocket, whose descriptor carries the bytes as they are on the wire: read and write them "
+            "through an ssl.MemoryBIO instead, as examples/tls_echo.py does"
         )
     try:
         fd = fileno()

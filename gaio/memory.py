@@ -159,29 +159,36 @@ def pin_for_read(buffer: Any) -> tuple[Pinned, int]:
     return Pinned.from_buffer(view.cast("B")), view.nbytes
 
 
-def memory_for_write(buffer: Any) -> tuple[bytes | Pinned | PinnedReadOnly | Vector, int]:
+def memory_for_write(
+    buffer: Any, lent: Sequence[object] = ()
+) -> tuple[bytes | Pinned | PinnedReadOnly | Vector, int]:
     """What the kernel shall write for `buffer` (one buffer, or a sequence of them), and its length in bytes.
 
+    Views of the storage in `lent` are copied, because that will be written again before the write is done.
     `TypeError` when it is no buffer, `BufferError` when it is not contiguous, `EmptyBufferError` when there
     are no bytes in it.
     """
     if isinstance(buffer, (list, tuple)):
-        return _gather(buffer)
+        return _gather(buffer, lent)
     view = buffer if type(buffer) is memoryview and buffer.c_contiguous else _byte_view(buffer, "write")
     length = view.nbytes
     if not length:
         raise EmptyBufferError("there is nothing to write: pass at least one byte")
-    if length <= COPY_LIMIT:
+    if length <= COPY_LIMIT or _shows(view, lent):
         return view.tobytes(), length
     view = memoryview(view)  # for the pin alone
     return (PinnedReadOnly(view) if view.readonly else Pinned.from_buffer(view)), length
 
 
-def _gather(parts: Sequence[Any]) -> tuple[bytes | Vector, int]:
+def _gather(parts: Sequence[Any], lent: Sequence[object]) -> tuple[bytes | Vector, int]:
     views = [view for view in (_byte_view(part, "write") for part in parts) if view.nbytes]
     length = sum(view.nbytes for view in views)
     if not length:
         raise EmptyBufferError("there is nothing to write: pass at least one byte")
     if length <= JOIN_LIMIT:
         return b"".join(views), length
-    return Vector(views), length
+    return Vector([memoryview(view.tobytes()) if _shows(view, lent) else view for view in views]), length
+
+
+def _shows(view: memoryview, storages: Sequence[object]) -> bool:
+    return any(view.obj is storage for storage in storages)

@@ -62,10 +62,9 @@ class SwapArena:
                 return segment
         return Segment(self.segments[0].size)
 
-    def owns(self, view: memoryview) -> bool:
-        """Whether the view shows memory of this arena."""
-        storage = view.obj
-        return any(storage is segment.memory.obj for segment in self.segments)
+    def storage(self) -> list[object]:
+        """The objects that own the memory: what a view of it has as `obj`."""
+        return [segment.memory.obj for segment in self.segments]
 
     def hand_over(self) -> None:
         """What was written so far is being delivered: write no more behind it."""

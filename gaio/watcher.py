@@ -152,11 +152,8 @@ class Watcher:
         wrong arguments, and `OSError` when delegation fails (EMFILE). Nothing is submitted then. Everything
         else, the end of the stream (`EOFError`) included, arrives as `OpResult.error`.
         """
-        try:
-            connection = self._connections[id(conn)]
-            if connection.conn() is not conn:
-                raise KeyError
-        except KeyError:
+        connection = self._connections.get(id(conn))
+        if connection is None or connection.conn() is not conn:
             # Nothing is delegated for a request that will be refused.
             if buf is not None:
                 pin_for_read(buf)
@@ -213,11 +210,8 @@ class Watcher:
 
         `context`, `timeout`, threads and errors as in `read()`.
         """
-        try:
-            connection = self._connections[id(conn)]
-            if connection.conn() is not conn:
-                raise KeyError
-        except KeyError:
+        connection = self._connections.get(id(conn))
+        if connection is None or connection.conn() is not conn:
             memory_for_write(buf)
             _vet(timeout)
             connection = self._delegate(conn, WRITE)
@@ -230,10 +224,7 @@ class Watcher:
             request._memory = buf.tobytes()
             request._length = request._goal = length
         else:
-            if type(buf) is memoryview and buf.nbytes > COPY_LIMIT and self._loop.arena.owns(buf):
-                request._memory, length = buf.tobytes(), buf.nbytes  # it must outlive the batch it came in
-            else:
-                request._memory, length = memory_for_write(buf)
+            request._memory, length = memory_for_write(buf, self._loop.backend.swap_storage)
             request._length = request._goal = length
         request.operation = WRITE
         request.conn = conn

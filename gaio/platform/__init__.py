@@ -10,6 +10,7 @@ after the last has come back: order, partial progress, deadlines and errors are 
 
 One result language: `request._result` is a number n >= 0 as the system call returned it, or -errno.
 
+    swap_storage            the objects that own its swap memory, by which a view of that is known.
     descriptors             token -> Descriptor of all that are registered; the core's table, which a backend reads.
     register(descriptor)    begin to watch it. Any thread; may raise OSError (EPERM: it cannot be polled).
     unregister(descriptor)  stop watching it, before the core closes its number. Nothing of it is in flight.
@@ -40,7 +41,7 @@ from __future__ import annotations
 import errno
 import importlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ if TYPE_CHECKING:  # making a Protocol takes time, and nobody needs one at run t
 
         name: str
         completed: list[Any]
+        swap_storage: Sequence[object]
 
         def register(self, descriptor: Descriptor) -> None: ...
         def unregister(self, descriptor: Descriptor) -> None: ...

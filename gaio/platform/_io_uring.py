@@ -45,7 +45,7 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -57,8 +57,6 @@ from gaio.platform._libc import IOV_MAX, MAX_RW_COUNT, address_of, msghdr
 if TYPE_CHECKING:
     from gaio.platform import Descriptor
     from gaio.swap import SwapArena
-
-assert sys.platform == "linux"  # tells the type checker, too, that nobody else imports this
 
 # System calls: the same numbers on every architecture but alpha (io_uring came after they were unified, Linux 5.1).
 SYS_io_uring_setup = 425
@@ -192,6 +190,7 @@ _POLL_ADD = _operation(IORING_OP_POLL_ADD)
 _ASYNC_CANCEL = _operation(IORING_OP_ASYNC_CANCEL)
 _NOP = _operation(IORING_OP_NOP)
 
+_SOCK_CLOEXEC = os.O_CLOEXEC  # accept4(2): the same value on Linux
 _CURRENT_POSITION = 0xFFFFFFFFFFFFFFFF  # `off` of read and write: a pipe or terminal has no other
 # MSG_WAITALL has the kernel go on after a short transfer by itself.
 _SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_WAITALL
@@ -333,6 +332,7 @@ class IoUringBackend:
         self._buffer_stride = size + 64
         self._buffer_mask = count - 1
         self._buffers = memoryview(mmap.mmap(-1, self._buffer_stride * count))
+        self.swap_storage: Sequence[object] = (self._buffers.obj,)
         base = ctypes.addressof(ctypes.c_char.from_buffer(self._buffers))
         self._ring_memory = mmap.mmap(-1, max(count * BUF.size, mmap.PAGESIZE))
         _libc.not_for_children(self._ring_memory)
@@ -355,8 +355,9 @@ class IoUringBackend:
 
     def register(self, descriptor: Descriptor) -> None:
         if descriptor.kind == FILE:
-            with select.epoll() as poller:
-                poller.register(descriptor.fd)  # EPERM for what cannot be polled, as regular files
+            if sys.platform == "linux":  # as it always is here; the type checker has to be told
+                with select.epoll() as poller:
+                    poller.register(descriptor.fd)  # EPERM for what cannot be polled, as regular files
             os.set_blocking(descriptor.fd, False)  # or a kernel worker would sit in read(2) for as long as it takes
 
     def unregister(self, descriptor: Descriptor) -> None:
@@ -428,7 +429,7 @@ class IoUringBackend:
             if queue.outbound:
                 return SQE.pack(_SHUTDOWN, queue.fd, 0, 0, socket.SHUT_WR, 0, queue.token, 0)
             if queue.descriptor.kind == LISTENER:
-                return SQE.pack(_ACCEPT, queue.fd, 0, 0, 0, socket.SOCK_CLOEXEC, queue.token, 0)
+                return SQE.pack(_ACCEPT, queue.fd, 0, 0, 0, _SOCK_CLOEXEC, queue.token, 0)
             first = _RECV_SWAP if queue.ready else _RECV_SWAP_WHEN_READY
             entry = SQE.pack(first, queue.fd, 0, 0, self._buffer_size, 0, queue.token, BUFFER_GROUP)
             if not queue.ready and queue.descriptor.kind <= SOCKET:

@@ -29,6 +29,7 @@ import errno
 import os
 import socket
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,7 @@ class ReadinessBackend(ABC):
 
     __slots__ = (
         "completed",
+        "swap_storage",
         "_arena",
         "_short_of_memory",
         "_next_try",
@@ -94,6 +96,7 @@ class ReadinessBackend(ABC):
 
     def __init__(self, arena: SwapArena) -> None:
         self.completed: list[Any] = []
+        self.swap_storage: Sequence[object] = arena.storage()
         self._arena = arena
         self._short_of_memory: dict[Any, None] = {}  # the queues whose write met ENOBUFS and is to be tried again
         self._next_try = 0.0  # and when, by the monotonic clock
