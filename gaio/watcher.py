@@ -316,8 +316,9 @@ class Watcher:
         """
         connection = self._known(conn)
         if connection is None:
-            self._close_undelegated(conn)
-            return
+            connection = self._one_at_a_time(self._close_undelegated, conn)
+            if connection is None:
+                return
         self._inbox.append(Release(connection))
         self._loop.table_of(connection).pop(connection.key, None)
         if self._loop.sleeping:
@@ -416,6 +417,8 @@ class Watcher:
         try:
             # By C code into a list, so that an interruption cannot lose it. os.dup() sets close-on-exec.
             duplicates.extend(map(os.dup, (fd,)))
+            if descriptor_of(conn) != fd:  # the duplicate may be of a stranger by now
+                raise UnsupportedConnError(f"conn was closed and opened again while it was submitted: {conn!r}")
             connection = _connection_for(conn, duplicates[0], kind, token)
             # Known before the kernel knows it: an edge may be reported before registration has returned.
             loop.descriptors[token] = connection
@@ -442,10 +445,15 @@ class Watcher:
             raise
         return connection
 
-    def _close_undelegated(self, conn: HasFileno) -> None:
+    def _close_undelegated(self, conn: HasFileno) -> Connection | None:
+        """Close what is the caller's still. While another thread delegates it, its number must stay its own."""
+        connection = self._known(conn)
+        if connection is not None:
+            return connection  # that thread was faster
         if getattr(conn, "fileno", None) is None or getattr(conn, "close", None) is None:
             descriptor_of(conn)  # raises, saying what a connection is
         conn.close()
+        return None
 
     # --- harvest --------------------------------------------------------------------------------------------
 

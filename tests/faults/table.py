@@ -18,6 +18,7 @@ from tests.environment import ROOT
 
 README = Path(__file__).with_name("README.md")
 EVERY = "every"
+FOLDERS = ("behaviour", "faults", "interruption", "ring")
 
 SCENARIOS = {
     1: "A signal interrupts a call (EINTR)",
@@ -51,8 +52,8 @@ SCENARIOS = {
 HEAD = """# Fault scenarios
 
 What a network library meets in years of service, and the tests that show that gaio holds: nothing lost, nothing
-doubled, nothing leaked, nobody stuck. `every` stands for each backend that works on the machine, kqueue on Linux included
-by a simulated kernel; the others say which one they are about. *core* means that no backend is involved.
+doubled, nothing leaked, nobody stuck. `every` stands for each backend that works on the machine, kqueue on Linux
+included by a simulated kernel; the others say which one they are about. *core* means that no backend is involved.
 
 This file is written by `python3 -m tests.faults.table` from the marks of the tests, and a test fails when it is out of
 date.
@@ -91,7 +92,8 @@ class Collected:
     def lies(self) -> list[str]:
         found = []
         for test, (told, ran) in self.ran.items():
-            expected = set(backends.under_test()) if told == EVERY else set(told.split(", ")) & set(backends.under_test())
+            here = set(backends.under_test())
+            expected = here if told == EVERY else here.intersection(told.split(", "))
             if ran != expected:
                 found.append(f"{test} is said to run on {told}, and runs on {', '.join(sorted(ran))}")
         return found
@@ -101,7 +103,9 @@ def collect() -> dict[int, dict[str, str]]:
     collected = Collected()
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        status = pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", str(ROOT / "tests")], [collected])
+        arguments = ["--collect-only", "-q", "-p", "no:cacheprovider"]
+        arguments += [str(ROOT / "tests" / folder) for folder in FOLDERS if (ROOT / "tests" / folder).exists()]
+        status = pytest.main(arguments, [collected])
     if status:
         raise RuntimeError(f"pytest could not collect the tests:\n{output.getvalue()[-2000:]}")
     if lies := collected.lies():

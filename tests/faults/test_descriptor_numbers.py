@@ -171,3 +171,35 @@ def test_a_watcher_is_collected_with_requests_pending_while_a_peer_floods(backen
         peer.close()
         assert buffer == snapshot
         buffer.clear()
+
+
+@pytest.mark.scenario(8, 15)
+def test_free_while_another_thread_hands_the_connection_over(make_watcher: MakeWatcher, pairs: Pairs) -> None:
+    """The number was read, then closed by free(), then duplicated: EBADF, or a stranger's descriptor if it was opened."""
+    watcher = make_watcher()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(300):
+            conn, peer = pairs.unix()
+            barrier = threading.Barrier(2)
+
+            def submit(conn: socket.socket = conn, barrier: threading.Barrier = barrier) -> None:
+                barrier.wait()
+                try:
+                    watcher.write(conn, b"x")
+                except gaio.UnsupportedConnError:
+                    pass  # free() was faster: the only thing that may be said
+
+            submitting = Background(submit)
+            barrier.wait()
+            watcher.free(conn)
+            stranger = os.dup(peer.fileno())
+            submitting.result()
+            os.close(stranger)
+            watcher.free(conn)
+            watcher.finish_all()
+            assert peer.recv(10) in (b"", b"x")
+            peer.close()
+    finally:
+        sys.setswitchinterval(interval)
