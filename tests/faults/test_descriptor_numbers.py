@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import pytest
 
@@ -15,7 +16,7 @@ import gaio
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.backends import Name
 from tests.peers import Pairs
-from tests.waiting import Background
+from tests.waiting import LIMIT, Background
 
 
 @pytest.mark.scenario(8)
@@ -173,33 +174,63 @@ def test_a_watcher_is_collected_with_requests_pending_while_a_peer_floods(backen
         buffer.clear()
 
 
+class HandedOverSlowly:
+    """A connection whose number is asked for at leisure, so that something can happen right after."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.asked, self.go_on = threading.Event(), threading.Event()
+
+    def fileno(self) -> int:
+        number = self.sock.fileno()
+        if not self.asked.is_set():
+            self.asked.set()
+            assert self.go_on.wait(LIMIT)
+        return number
+
+    def close(self) -> None:
+        self.sock.close()
+
+
 @pytest.mark.scenario(8, 15)
 def test_free_while_another_thread_hands_the_connection_over(make_watcher: MakeWatcher, pairs: Pairs) -> None:
-    """The number was read, then closed by free(), then duplicated: EBADF, or a stranger's descriptor if it was opened."""
+    """The number was read, then closed by free(), then duplicated: EBADF, or a stranger's if it was opened again."""
     watcher = make_watcher()
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        for _ in range(300):
-            conn, peer = pairs.unix()
-            barrier = threading.Barrier(2)
+    for _ in range(5):
+        sock, peer = pairs.unix()
+        conn = HandedOverSlowly(sock)
+        submitting = Background(partial(watcher.write, conn, b"x"))
+        assert conn.asked.wait(LIMIT)
+        freed = threading.Event()
 
-            def submit(conn: socket.socket = conn, barrier: threading.Barrier = barrier) -> None:
-                barrier.wait()
-                try:
-                    watcher.write(conn, b"x")
-                except gaio.UnsupportedConnError:
-                    pass  # free() was faster: the only thing that may be said
+        def free(conn: HandedOverSlowly = conn, freed: threading.Event = freed) -> None:
+            watcher.free(conn)
+            freed.set()
 
-            submitting = Background(submit)
-            barrier.wait()
-            watcher.free(conn)
-            stranger = os.dup(peer.fileno())
-            submitting.result()
-            os.close(stranger)
-            watcher.free(conn)
-            watcher.finish_all()
-            assert peer.recv(10) in (b"", b"x")
-            peer.close()
-    finally:
-        sys.setswitchinterval(interval)
+        freeing = Background(free)
+        freed.wait(0.02)  # time enough to do the wrong thing; to wait for the other thread is the right one
+        conn.go_on.set()
+        write = submitting.result()
+        freeing.result()
+        watcher.finish(write)
+        assert peer.recv(10) == (b"x" if write.error is None else b"")
+
+
+@pytest.mark.scenario(8)
+def test_the_number_becomes_a_stranger_s_while_it_is_handed_over(make_watcher: MakeWatcher, pairs: Pairs) -> None:
+    """The caller closes the object itself, and opens something else: that is refused, and the other left alone."""
+    watcher = make_watcher()
+    sock, _ = pairs.unix()
+    stranger, stranger_peer = pairs.unix()
+    conn = HandedOverSlowly(sock)
+    submitting = Background(partial(watcher.write, conn, b"misdirected"))
+    assert conn.asked.wait(LIMIT)
+    number = sock.fileno()
+    sock.close()
+    os.dup2(stranger.fileno(), number)
+    conn.go_on.set()
+    with pytest.raises(gaio.UnsupportedConnError):
+        submitting.result()
+    os.close(number)
+    stranger.send(b"only this")
+    assert stranger_peer.recv(100) == b"only this"
