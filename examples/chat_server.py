@@ -45,13 +45,16 @@ class Room:
         self.patience = patience
         self.clients: set[Client] = set()
 
-    def enter(self, conn: socket.socket) -> None:
+    def enter(self, result: gaio.OpResult) -> None:
+        conn: socket.socket = result.accepted
         try:
-            host, port = conn.getpeername()[:2]
-            client = Client(conn, f"{host}:{port}")
+            if result.error is not None:
+                raise result.error  # EMFILE, say: this client waits in the backlog until others have left
+            client = Client(conn, "{}:{}".format(*conn.getpeername()))
             self.watcher.read(conn, context=client)
         except (OSError, gaio.UnsupportedConnError) as error:
-            conn.close()  # it is gone already, or no descriptor is left to take it over
+            if result.accepted is not None:
+                conn.close()  # it is gone already, or no descriptor is left to take it over
             print(f"a client was not served: {error}", file=sys.stderr, flush=True)
             return
         self.clients.add(client)
@@ -84,8 +87,7 @@ def serve(watcher: gaio.Watcher, listener: socket.socket, patience: float) -> No
     for result in watcher:
         client = result.context
         if result.operation is gaio.ACCEPT:
-            if result.error is None:
-                room.enter(result.accepted)
+            room.enter(result)
             watcher.accept(listener)
         elif result.error is not None:
             slow = result.operation is gaio.WRITE and isinstance(result.error, gaio.DeadlineError)

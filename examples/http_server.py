@@ -84,8 +84,7 @@ def serve(watcher: gaio.Watcher, listener: socket.socket, idle: float) -> None:
     for result in watcher:
         conn, client = result.conn, result.context
         if result.operation is gaio.ACCEPT:
-            if result.error is None:
-                welcome(watcher, result.accepted, idle)
+            welcome(watcher, result, idle)
             watcher.accept(listener)
         elif result.error is not None:
             watcher.free(conn)  # it has ended, it was idle for too long, or it is gone
@@ -104,12 +103,15 @@ def serve(watcher: gaio.Watcher, listener: socket.socket, idle: float) -> None:
             watcher.read(conn, context=client, timeout=idle)
 
 
-def welcome(watcher: gaio.Watcher, conn: socket.socket, idle: float) -> None:
+def welcome(watcher: gaio.Watcher, result: gaio.OpResult, idle: float) -> None:
     try:
-        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        watcher.read(conn, context=Client(), timeout=idle)
+        if result.error is not None:
+            raise result.error  # EMFILE, say: this client waits in the backlog until others have left
+        result.accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        watcher.read(result.accepted, context=Client(), timeout=idle)
     except (OSError, gaio.UnsupportedConnError) as error:
-        conn.close()  # it is gone already, or no descriptor is left to take it over
+        if result.accepted is not None:
+            result.accepted.close()  # it is gone already, or no descriptor is left to take it over
         print(f"a client was not served: {error}", file=sys.stderr, flush=True)
 
 

@@ -26,10 +26,9 @@ def serve(watcher: gaio.Watcher, listener: socket.socket, report: Connection) ->
     watcher.accept(listener)
     for result in watcher:
         if result.operation is gaio.ACCEPT:
-            if result.error is None:
-                count += 1
-                report.send(count)
-                welcome(watcher, result.accepted)
+            count += result.error is None
+            report.send(count)
+            welcome(watcher, result)
             watcher.accept(listener)
         elif result.error is not None:
             watcher.free(result.conn)
@@ -39,12 +38,15 @@ def serve(watcher: gaio.Watcher, listener: socket.socket, report: Connection) ->
             watcher.read(result.conn)
 
 
-def welcome(watcher: gaio.Watcher, conn: socket.socket) -> None:
+def welcome(watcher: gaio.Watcher, result: gaio.OpResult) -> None:
     try:
-        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        watcher.read(conn)
+        if result.error is not None:
+            raise result.error  # EMFILE, say: this client waits in the backlog until others have left
+        result.accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        watcher.read(result.accepted)
     except (OSError, gaio.UnsupportedConnError) as error:
-        conn.close()  # it is gone already, or no descriptor is left to take it over
+        if result.accepted is not None:
+            result.accepted.close()  # it is gone already, or no descriptor is left to take it over
         print(f"a client was not served: {error}", file=sys.stderr, flush=True)
 
 

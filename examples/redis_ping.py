@@ -3,8 +3,8 @@
     python3 -m examples.redis_ping --port 6379
     redis-cli -p 6379 set answer 42
 
-Clients may pipeline: the replies to all the commands that one read brought go out in one write, in their order.
-A client that does not take its replies is not read from, so that they cannot pile up.
+Clients may pipeline: the replies to all commands of one read go out in one write. A client that does not take them
+is not read from, so that they cannot pile up.
 """
 
 import argparse
@@ -15,12 +15,10 @@ from collections.abc import Iterator
 
 import gaio
 
-MAX_ARGUMENTS = 1024
-MAX_BULK = 1 << 20  # bytes of one argument
+MAX_ARGUMENTS, MAX_BULK = 1024, 1 << 20  # the second in bytes
 
 
-class ProtocolError(Exception):
-    """After this the client's bytes make no sense any more."""
+class ProtocolError(Exception): ...
 
 
 class Client:
@@ -102,8 +100,7 @@ def serve(watcher: gaio.Watcher, listener: socket.socket) -> None:
     for result in watcher:
         conn, client = result.conn, result.context
         if result.operation is gaio.ACCEPT:
-            if result.error is None:
-                welcome(watcher, result.accepted)
+            welcome(watcher, result)
             watcher.accept(listener)
         elif result.error is not None or client.broken:
             watcher.free(conn)
@@ -113,12 +110,15 @@ def serve(watcher: gaio.Watcher, listener: socket.socket) -> None:
             watcher.read(conn, context=client)
 
 
-def welcome(watcher: gaio.Watcher, conn: socket.socket) -> None:
+def welcome(watcher: gaio.Watcher, result: gaio.OpResult) -> None:
     try:
-        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        watcher.read(conn, context=Client())
+        if result.error is not None:
+            raise result.error  # EMFILE, say: this client waits in the backlog until others have left
+        result.accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        watcher.read(result.accepted, context=Client())
     except (OSError, gaio.UnsupportedConnError) as error:
-        conn.close()  # it is gone already, or no descriptor is left to take it over
+        if result.accepted is not None:
+            result.accepted.close()  # it is gone already, or no descriptor is left to take it over
         print(f"a client was not served: {error}", file=sys.stderr, flush=True)
 
 

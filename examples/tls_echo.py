@@ -55,8 +55,7 @@ def serve(watcher: gaio.Watcher, listener: socket.socket, context: ssl.SSLContex
     for result in watcher:
         conn, session = result.conn, result.context
         if result.operation is gaio.ACCEPT:
-            if result.error is None:
-                welcome(watcher, result.accepted, Session(context), patience)
+            welcome(watcher, result, Session(context), patience)
             watcher.accept(listener)
             continue
         if result.error is not None:
@@ -73,12 +72,15 @@ def serve(watcher: gaio.Watcher, listener: socket.socket, context: ssl.SSLContex
             watcher.read(conn, context=session, timeout=patience)
 
 
-def welcome(watcher: gaio.Watcher, conn: socket.socket, session: Session, patience: float) -> None:
+def welcome(watcher: gaio.Watcher, result: gaio.OpResult, session: Session, patience: float) -> None:
     try:
-        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        watcher.read(conn, context=session, timeout=patience)
+        if result.error is not None:
+            raise result.error  # EMFILE, say: this client waits in the backlog until others have left
+        result.accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        watcher.read(result.accepted, context=session, timeout=patience)
     except (OSError, gaio.UnsupportedConnError) as error:
-        conn.close()  # it is gone already, or no descriptor is left to take it over
+        if result.accepted is not None:
+            result.accepted.close()  # it is gone already, or no descriptor is left to take it over
         print(f"a client was not served: {error}", file=sys.stderr, flush=True)
 
 

@@ -14,6 +14,29 @@ from tests.server_process import output_of_failure, running
 from tests.waiting import wait_until
 
 SERVERS = ("examples.echo_server", "examples.push_server")
+# These speak protocols of their own, in which the tests of their own talk to them.
+EVERY_SERVER = (
+    *SERVERS,
+    "examples.http_server",
+    "examples.redis_ping",
+    "examples.tcp_proxy",
+    "examples.chat_server",
+    "examples.multicore",
+    "examples.tls_echo",
+)
+
+
+@pytest.fixture(params=EVERY_SERVER)
+def every_server(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """The name of each, and the arguments it cannot do without."""
+    name: str = request.param
+    if name == "examples.http_server":
+        pytest.importorskip("h11")
+    elif name == "examples.tcp_proxy":
+        return name, "--target", "127.0.0.1:9"
+    elif name == "examples.tls_echo":
+        return name, "--cert", str(request.getfixturevalue("certificate"))
+    return (name,)
 
 
 def is_served(client: socket.socket) -> bool:
@@ -39,16 +62,14 @@ def test_a_signal_stops_it_cleanly(backend: Name, server: str, by: signal.Signal
             pass  # bytes of this client had not been read
 
 
-@pytest.mark.parametrize("server", SERVERS)
-def test_a_signal_stops_it_before_the_first_client(server: str) -> None:
-    with running(server) as program:
+def test_a_signal_stops_it_before_the_first_client(every_server: tuple[str, ...]) -> None:
+    with running(*every_server) as program:
         assert program.stop(signal.SIGTERM) == (0, "")
 
 
-@pytest.mark.parametrize("server", SERVERS)
-def test_ctrl_c_stops_it_though_a_shell_had_it_ignored(server: str) -> None:
+def test_ctrl_c_stops_it_though_a_shell_had_it_ignored(every_server: tuple[str, ...]) -> None:
     """As shells do for what they start in the background."""
-    with running(server, under=("/bin/sh", "-c", "trap '' INT; exec \"$@\"", "sh")) as program:
+    with running(*every_server, under=("/bin/sh", "-c", "trap '' INT; exec \"$@\"", "sh")) as program:
         assert program.stop(signal.SIGINT) == (0, "")
 
 
@@ -86,9 +107,15 @@ def test_more_clients_than_descriptors(server: str) -> None:
     assert {line.partition("[")[2] for line in complaints.splitlines()} == {"Errno 24] Too many open files"}
 
 
-@pytest.mark.parametrize("server", SERVERS)
-def test_a_port_that_is_taken_is_told_in_one_line(server: str) -> None:
+def test_a_silent_client_does_not_hinder_the_end(every_server: tuple[str, ...]) -> None:
+    """Some do not even get to know that it is there: the target of the proxy refuses."""
+    with running(*every_server) as program, program.client():
+        status, _ = program.stop(signal.SIGINT)
+        assert status == 0
+
+
+def test_a_port_that_is_taken_is_told_in_one_line(every_server: tuple[str, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        complaints = output_of_failure(server, "--port", str(taken.getsockname()[1]))
+        complaints = output_of_failure(*every_server, "--port", str(taken.getsockname()[1]))
     assert complaints.startswith("cannot serve: ")
     assert complaints.count("\n") == 1

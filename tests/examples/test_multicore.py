@@ -1,0 +1,73 @@
+"""The server on several cores."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import sys
+
+import pytest
+
+from tests.backends import Name, is_simulated
+from tests.peers import pattern, receive_exactly
+from tests.server_process import Server, running
+from tests.waiting import Background, wait_until
+
+
+def next_line(server: Server) -> str:
+    assert server.process.stdout is not None
+    return Background(server.process.stdout.readline).result()
+
+
+def children(process: int) -> list[int]:
+    with open(f"/proc/{process}/task/{process}/children", encoding="ascii") as file:
+        return [int(number) for number in file.read().split()]
+
+
+def test_every_connection_is_served_and_counted(backend: Name) -> None:
+    if is_simulated(backend):
+        pytest.skip("the workers are interpreters of their own, without the simulated kernel")
+    count = 50
+    with running("examples.multicore", "--backend", backend, "--workers", "2") as server:
+        for seed in range(count):
+            with server.client() as client:
+                client.sendall(pattern(1000, seed % 4))
+                assert receive_exactly(client, 1000) == pattern(1000, seed % 4)
+        counts: list[int] = []
+        while sum(counts) < count:
+            found = re.fullmatch(r"connections per worker: (\d+) (\d+)\n", next_line(server))
+            assert found is not None
+            counts = [int(found[1]), int(found[2])]
+        assert sum(counts) == count
+        if sys.platform == "linux":
+            assert min(counts) > 0, "the kernel deals connections out by their hash, so both must have had some"
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM], ids=lambda by: by.name)
+def test_a_signal_stops_all_of_it(by: signal.Signals) -> None:
+    with running("examples.multicore", "--workers", "2") as server, server.client() as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        assert server.stop(by) == (0, "")
+        assert client.recv(1) == b""
+    with socket.socket() as sock:
+        assert sock.connect_ex(server.address) != 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_a_worker_that_dies_ends_the_server() -> None:
+    with running("examples.multicore", "--workers", "2") as server:
+        workers = [pid for pid in children(server.process.pid) if is_worker(pid)]  # multiprocessing has a helper, too
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
+        _, complaints = server.process.communicate(timeout=30)
+        assert server.process.returncode == 1
+        assert complaints == ""
+        wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers), "the other worker to end")
+
+
+def is_worker(process: int) -> bool:
+    with open(f"/proc/{process}/cmdline", "rb") as file:
+        return b"spawn_main" in file.read()
