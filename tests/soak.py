@@ -1,10 +1,10 @@
 """`python3 -m tests.soak --minutes N`: years of churn in miniature, and a watch on what must not grow.
 
 Clients in a second process connect, talk and leave in every way there is: an echo and an orderly end, a reset in the
-middle, a slow reader that is given more than it takes, silence until the deadline, a connection that the server forgets. The
-watcher serves them all. Once a second a line tells what was done and what is held. In the end, memory, descriptors,
-threads and the sizes of every table are looked at as lines over time: where one rises, the soak has failed. Slopes and not
-absolute numbers, because an allocator keeps what it once had.
+middle, a slow reader that is given more than it takes, silence until the deadline, a connection that the server
+forgets. The watcher serves them all. Once a second a line tells what was done and what is held. In the end, memory,
+descriptors, threads and the sizes of every table are looked at as lines over time: where one rises, the soak has
+failed. Slopes and not absolute numbers, because an allocator keeps what it once had.
 """
 
 from __future__ import annotations

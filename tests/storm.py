@@ -1,6 +1,6 @@
 """Bad weather for a whole test: signals that arrive all the time, or threads that change places all the time.
 
-    python3 -m tests --storm signals     SIGALRM every few milliseconds, with a handler in the main thread (setitimer(2))
+    python3 -m tests --storm signals     SIGALRM every few milliseconds, handled in the main thread (setitimer(2))
     python3 -m tests --storm switches    sys.setswitchinterval() so low that threads change places at every turn
 """
 

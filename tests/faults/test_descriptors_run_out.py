@@ -60,7 +60,7 @@ def run(backend: Name, code: str) -> None:
 
 
 def test_making_a_watcher(backend: Name) -> None:
-    """With no descriptor, with one, with two …: it is refused with EMFILE or it works, and it leaves nothing behind."""
+    """With no descriptor, with one, with two …: it is refused with EMFILE or it works, and leaves nothing behind."""
     run(
         backend,
         """

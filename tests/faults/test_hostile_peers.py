@@ -163,7 +163,10 @@ steps = st.one_of(
     st.tuples(st.sampled_from(["send", "send", "send", "flood", "drain", "drain"]), which, sizes),
     st.tuples(st.sampled_from(["half-close", "disconnect", "reset", "pause"]), which, sizes),
     st.tuples(
-        st.sampled_from(["read", "read", "read into", "read_full", "write", "write", "vectored"]), which, sizes, timeouts
+        st.sampled_from(["read", "read", "read into", "read_full", "write", "write", "vectored"]),
+        which,
+        sizes,
+        timeouts,
     ),
     st.tuples(st.just("harvest"), st.sampled_from([0, 0, 0.0005, 0.002])),
     st.tuples(st.just("free"), which),

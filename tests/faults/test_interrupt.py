@@ -45,8 +45,8 @@ while not ended.wait(random.uniform(0.0005, 0.003)):
 class Interruptions:
     """Raises KeyboardInterrupt on SIGINT, as Python does by itself, but only within wait_io().
 
-    What an exception does to the caller's own code, between the return of wait_io() and the bookkeeping of this test, is
-    the caller's affair.
+    What an exception does to the caller's own code, between the return of wait_io() and the bookkeeping of this test,
+    is the caller's affair.
     """
 
     def __init__(self) -> None:

@@ -75,8 +75,9 @@ def test_an_interpreter_that_forbids_threads(backend: Name) -> None:
         pytest.skip("isolated interpreters cannot import ctypes before Python 3.13")
     if backend == "kqueue" and sys.platform == "linux":
         pytest.skip("the simulated kernel lives in the main interpreter")
-    code = RUN_IN_SUBINTERPRETER.replace('"legacy"', '"isolated"') + f"\nrun({THREADS_REFUSED.format(backend=backend)!r})"
-    assert child.output_of(code + "\nprint('good')") == "good"
+    isolated = RUN_IN_SUBINTERPRETER.replace('"legacy"', '"isolated"')
+    refused = THREADS_REFUSED.format(backend=backend)
+    assert child.output_of(f"{isolated}\nrun({refused!r})\nprint('good')") == "good"
 
 
 @pytest.mark.scenario(3)

@@ -11,7 +11,8 @@ from tests.faults import table
 
 def test_the_table_is_what_the_tests_say() -> None:
     code = "from tests.faults import table; print(table.table(table.collect()), end='')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert table.README.read_text(encoding="utf-8") == done.stdout, "run: python3 -m tests.faults.table"
 

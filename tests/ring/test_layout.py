@@ -1,4 +1,4 @@
-"""Structures that the kernel reads and writes: as literal offsets, and as a C compiler lays out the installed headers."""
+"""Structures shared with the kernel: as literal offsets, and as a C compiler lays out the installed headers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rings too small for what they are asked: more requests than entries, more completions than the kernel has room for."""
+"""Rings too small for what they are asked: more requests than entries, more completions than there is room for."""
 
 from __future__ import annotations
 
