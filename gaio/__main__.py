@@ -1,0 +1,142 @@
+"""`python3 -m gaio`: what works here, what does not and why, and how fast an echo is. `--json` for bug reports.
+
+Exit status 0 when the backend that a program gets by default works, 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform as system
+import socket
+import sys
+from time import monotonic
+from typing import Any
+
+import gaio
+
+CONNECTIONS = 16
+MESSAGE = bytes(64)
+SECONDS = 1.0
+
+
+def report(seconds: float) -> dict[str, Any]:
+    """Everything that this command has to tell."""
+    offered = gaio.backends()
+    facts: dict[str, Any] = {
+        "gaio": gaio.__version__,
+        "python": f"{system.python_implementation()} {system.python_version()}",
+        "system": f"{system.system()} {system.release()} {system.machine()}",
+        "libc": " ".join(system.libc_ver()).strip(),
+        "cpus": os.cpu_count(),
+        "environment": os.environ.get("GAIO_BACKEND"),
+        "backends": [backend._asdict() for backend in offered],
+        "chosen": None,
+        "why": "",
+        "echo": None,
+    }
+    try:
+        with gaio.Watcher() as watcher:
+            facts["chosen"] = watcher.backend
+    except (OSError, ValueError) as error:  # BackendUnavailableError is an OSError
+        facts["why"] = str(error)
+        return facts
+    facts["why"] = reason(facts["chosen"], offered)
+    try:
+        facts["echo"] = echo(seconds)
+    except (OSError, EOFError, RuntimeError) as error:
+        facts["why"] = f"the echo failed: {error}"
+    return facts
+
+
+def reason(chosen: str, offered: list[gaio.Backend]) -> str:
+    if os.environ.get("GAIO_BACKEND", "auto") not in ("", "auto"):
+        return "the environment variable GAIO_BACKEND asks for it"
+    before = [backend.name for backend in offered[: [backend.name for backend in offered].index(chosen)]]
+    if before:
+        return f"auto takes the first that works, and {' and '.join(before)} cannot run"
+    return "auto takes the first that works, and that is the best one for this system"
+
+
+def echo(seconds: float) -> dict[str, float]:
+    """Clients and server of an echo on one watcher, over loopback, for so long."""
+    sent: dict[socket.socket, float] = {}
+    times: list[float] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener, gaio.Watcher() as watcher:
+        address = listener.getsockname()
+        clients = {socket.socket() for _ in range(CONNECTIONS)}
+        for client in clients:
+            watcher.connect(client, address, timeout=seconds + 10)
+        watcher.accept(listener)
+        start = monotonic()
+        while monotonic() - start < seconds:
+            for result in watcher.wait_io(seconds):
+                conn = result.conn
+                if result.error is not None:
+                    raise result.error
+                if result.operation is gaio.ACCEPT:
+                    result.accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    watcher.read(result.accepted)
+                    watcher.accept(conn)
+                elif result.operation is gaio.READ and conn in clients:
+                    if result.buffer != MESSAGE[: result.size]:
+                        raise RuntimeError("other bytes came back than were sent")
+                    now = monotonic()
+                    times.append(now - sent[conn])
+                    sent[conn] = now
+                    watcher.write(conn, MESSAGE)
+                elif result.operation is gaio.READ:
+                    watcher.write(conn, result.buffer)
+                elif result.operation is gaio.CONNECT:
+                    sent[conn] = monotonic()
+                    watcher.write(conn, MESSAGE)
+                else:
+                    watcher.read(conn)
+        elapsed = monotonic() - start
+        stats = watcher.stats()
+    if not times:
+        raise RuntimeError(f"no message came back within {seconds} seconds")
+    times.sort()
+    return {
+        "connections": CONNECTIONS,
+        "bytes": len(MESSAGE),
+        "echoes_per_second": round(len(times) / elapsed),
+        "median_microseconds": round(times[len(times) // 2] * 1e6),
+        "p99_microseconds": round(times[len(times) * 99 // 100] * 1e6),
+        "results_per_batch": round(stats.completions / stats.batches, 1),
+    }
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    lines = [
+        f"gaio {facts['gaio']}, {facts['python']}, {facts['system']}, {facts['libc'] or 'libc unknown'}",
+        "",
+        *(
+            f"  {backend['name']:<10}{'works  ' if backend['available'] else 'cannot '}{backend['reason']}"
+            for backend in facts["backends"]
+        ),
+        "",
+        f"used: {facts['chosen'] or 'none'}, because {facts['why']}" if facts["chosen"] else f"none: {facts['why']}",
+    ]
+    figures = facts["echo"]
+    if figures is not None:
+        lines.append(
+            f"echo of {figures['bytes']} bytes on {figures['connections']} connections, clients in the same thread: "
+            f"{figures['echoes_per_second']} a second, median {figures['median_microseconds']} us, "
+            f"99% within {figures['p99_microseconds']} us, {figures['results_per_batch']} results in a batch"
+        )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python3 -m gaio", description="What gaio can do on this machine.")
+    parser.add_argument("--json", action="store_true", help="the same for machines, and for bug reports")
+    options = parser.parse_args()
+    facts = report(SECONDS)
+    print(json.dumps(facts, indent=2) if options.json else as_text(facts))
+    return 0 if facts["echo"] is not None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

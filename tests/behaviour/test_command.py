@@ -1,0 +1,98 @@
+"""`python3 -m gaio`: what it tells, and its exit status."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import gaio
+from tests import backends, child
+
+COMMAND = """
+    import runpy, sys
+    sys.argv[1:] = {arguments}
+    runpy.run_module("gaio", run_name="__main__")
+"""
+
+
+def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return child.run(COMMAND.replace("{arguments}", repr(list(arguments))), **variables)
+
+
+def facts_of(**variables: str) -> tuple[int, dict[str, Any]]:
+    done = command("--json", **variables)
+    assert done.stderr == ""
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return done.returncode, facts
+
+
+def test_it_tells_everything(backend: backends.Name) -> None:
+    done = command(GAIO_BACKEND=backend)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert gaio.__version__ in done.stdout
+    for name in backends.offered():
+        assert f"  {name} " in done.stdout
+    assert f"used: {backend}, because the environment variable GAIO_BACKEND asks for it" in done.stdout
+    assert " a second, median " in done.stdout
+
+
+def test_it_tells_machines_everything(backend: backends.Name) -> None:
+    status, facts = facts_of(GAIO_BACKEND=backend)
+    assert status == 0
+    assert (facts["gaio"], facts["chosen"], facts["environment"]) == (gaio.__version__, backend, backend)
+    assert facts["python"].split()[1] == ".".join(map(str, sys.version_info[:3]))
+    assert [entry["name"] for entry in facts["backends"]] == list(backends.offered())
+    assert all(entry["reason"] for entry in facts["backends"])
+    figures = facts["echo"]
+    assert figures["echoes_per_second"] > 0
+    assert 0 < figures["median_microseconds"] <= figures["p99_microseconds"]
+
+
+@pytest.mark.parametrize("variables", [{}, {"GAIO_BACKEND": ""}, {"GAIO_BACKEND": "auto"}], ids=str)
+def test_auto_takes_the_first_that_works(variables: dict[str, str]) -> None:
+    status, facts = facts_of(**variables)
+    assert status == 0
+    assert facts["chosen"] == next(entry["name"] for entry in facts["backends"] if entry["available"])
+    assert facts["why"].startswith("auto takes the first that works")
+
+
+def test_a_backend_that_does_not_exist() -> None:
+    status, facts = facts_of(GAIO_BACKEND="select")
+    assert (status, facts["chosen"], facts["echo"]) == (1, None, None)
+    assert "'select'" in facts["why"]
+
+
+def test_nothing_that_works() -> None:
+    """Status 1, and the reason of each."""
+    code = """
+    import errno, resource, runpy, sys
+    import argparse, json, platform, shutil  # before there are no descriptors left to open their files with
+    import gaio, gaio.__main__
+    for name in ("epoll", "io_uring", "kqueue"):
+        try:
+            __import__(f"gaio.platform._{name}")
+        except (ImportError, AttributeError):
+            pass
+    platform.libc_ver(), platform.uname()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    sys.argv[1:] = ["--json"]
+    sys.exit(gaio.__main__.main())
+    """
+    done = child.run(code)
+    assert done.stderr == ""
+    assert done.returncode == 1
+    facts = json.loads(done.stdout)
+    assert (facts["chosen"], facts["echo"]) == (None, None)
+    assert not any(entry["available"] for entry in facts["backends"])
+    assert facts["why"].startswith("no backend works here")
+
+
+def test_the_command_itself() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gaio", "--help"], capture_output=True, text=True, timeout=30, check=True
+    )
+    assert "--json" in done.stdout
