@@ -67,7 +67,7 @@ def test_a_backend_that_does_not_exist() -> None:
 
 
 def test_nothing_that_works() -> None:
-    """Status 1, and the reason of each."""
+    """There are no descriptors left: status 1, and the reason."""
     code = """
     import errno, resource, runpy, sys
     import argparse, json, platform, shutil  # before there are no descriptors left to open their files with
@@ -87,8 +87,7 @@ def test_nothing_that_works() -> None:
     assert done.returncode == 1
     facts = json.loads(done.stdout)
     assert (facts["chosen"], facts["echo"]) == (None, None)
-    assert not any(entry["available"] for entry in facts["backends"])
-    assert facts["why"].startswith("no backend works here")
+    assert "Too many open files" in facts["why"]
 
 
 def test_the_command_itself() -> None:
