@@ -58,6 +58,8 @@ def test_snippets_do_what_they_say(backend: Name, program: Program) -> None:
 
 @pytest.mark.parametrize("program", [p for p in programs() if p.is_server], ids=by_name)
 def test_servers_echo(program: Program) -> None:
+    if "import trio" in program.code:
+        pytest.importorskip("trio")
     # What asyncio leaves unclosed at Ctrl-C is not for these tests to judge.
     python = PYTHON if "import gaio" in program.code else (sys.executable,)
     with listening(*python, "-c", program.code) as server:
@@ -101,3 +103,11 @@ def test_every_public_name_is_explained() -> None:
     fields = [name for name in (*gaio.OpResult.__slots__, "is_swap_buffer") if not name.startswith("_")]
     names = [*gaio.__all__, *methods, *fields, *gaio.Stats._fields]
     assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []
+
+
+def test_every_example_is_on_the_front_page_and_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    examples = {path.stem: path for path in (ROOT / "examples").glob("*.py") if path.stem != "__init__"}
+    assert [name for name in sorted(examples) if f"python3 -m examples.{name}" not in text] == []
+    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in examples.items()}
+    assert {name: count for name, count in lines.items() if count >= 150} == {}
