@@ -793,6 +793,9 @@ class Loop:
             if request._deadline is not None:
                 self.deadlines.call_off(request._deadline)
         backend.completed[:] = [request for request in backend.completed if id(request) not in finished]
+        for request in backend.completed:
+            if request.operation > WRITE and request.error is None:
+                request.error = UNDER_WAY  # it was being judged, and finish() takes None for a read's or a write's
         started = {id(request) for request in (*held, *backend.completed, *self.resting)}
 
         for connection in self.leaving:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -92,7 +91,7 @@ class AcceptResult(OpResult):
     __slots__ = ("_connection",)
 
     def __init__(self) -> None:
-        self._connection: list[Any] = []  # empty, or the owner of the descriptor, or the socket made of it
+        self._connection: list[Any] = []  # empty, or the owner of the descriptor, and then the socket made of it
 
     def own(self, fd: int) -> None:
         """Keep the descriptor that accept(2) returned. Done twice it is kept once: by C code, in one step."""
@@ -104,6 +103,9 @@ class AcceptResult(OpResult):
         connection = self._connection
         if not connection:
             return None
-        if not isinstance(connection[0], socket.socket):
-            connection[0] = _libc.socket_of(connection[0])
-        return connection[0]
+        if len(connection) == 1:
+            connection.append(_libc.blank_socket())  # kept before it owns anything: an interruption cannot lose it
+        if connection[0] is not None:
+            _libc.take_over(connection[1], connection[0])
+            connection[0] = None
+        return connection[1]

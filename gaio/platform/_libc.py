@@ -179,7 +179,7 @@ else:
 
 
 class SocketOwner(socket.SocketType):
-    """The same for the descriptor of a socket, which can be taken over: see `socket_of()`."""
+    """The same for the descriptor of a socket, which can be taken over: see `take_over()`."""
 
     __slots__ = ()
     __del__ = socket.SocketType.close  # instead of the finalizer that warns
@@ -189,16 +189,31 @@ class SocketOwner(socket.SocketType):
 socket_owner_of: Callable[[int], SocketOwner] = partial(SocketOwner, 0, 0, 0)
 
 
-def socket_of(owner: SocketOwner) -> socket.socket:
-    """A blocking socket that takes the descriptor over. It needs no second one, which there might not be (EMFILE)."""
+def blank_socket() -> socket.socket:
+    """A socket that is none yet: for `take_over()`."""
     sock = socket.socket.__new__(socket.socket)
-    # What socket.socket.__init__() does, which is Python code: cut short, it would leave a descriptor with no owner, or
-    # with two. Here C code initializes one and then empties the other, or fails and leaves both as they were.
     sock._io_refs, sock._closed = 0, False  # type: ignore[attr-defined]  # private, hence unknown to typeshed
-    initialize = partial(socket.SocketType.__init__, sock, -1, -1, -1)
-    deque(zip(map(initialize, (owner.fileno(),)), map(SocketOwner.detach, (owner,)), strict=True), 0)
+    return sock
+
+
+def take_over(sock: socket.socket, owner: SocketOwner) -> None:
+    """Make a blocking socket of a blank one. It needs no second descriptor, which there might not be (EMFILE).
+
+    Done again, it goes on where it was cut short.
+    """
+    if owner.fileno() >= 0:
+        # What socket.socket.__init__() does, which is Python code: cut short, it would leave a descriptor with no
+        # owner, or with two. Here C code initializes one and then empties the other, or fails and leaves both as
+        # they were.
+        initialize = partial(socket.SocketType.__init__, sock, -1, -1, -1)
+        deque(zip(map(initialize, (owner.fileno(),)), map(SocketOwner.detach, (owner,)), strict=True), 0)
     if socket.getdefaulttimeout() is None:
         sock.setblocking(True)
+
+
+def socket_of(owner: SocketOwner) -> socket.socket:
+    sock = blank_socket()
+    take_over(sock, owner)
     return sock
 
 
