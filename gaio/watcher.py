@@ -267,24 +267,25 @@ class Watcher:
         is no address of its family; otherwise as `read()`.
         """
         _vet(timeout)
+        connection, memory = self._one_at_a_time(self._begin_connecting, (conn, address))
+        queue = connection.writes or self._open_writes(connection)
+        self._submit(OpResult(), CONNECT, conn, queue, None, memory, 0, context, timeout)
+
+    def _begin_connecting(self, request: tuple[HasFileno, Any]) -> tuple[Connection, SocketAddress]:
+        conn, address = request
+        connecting = self._loop.connecting
         connection = self._known(conn)
+        if connection is not None and connection.token in connecting:
+            raise UnsupportedConnError("conn is connecting already: wait for the result")
         fd = connection.fd if connection is not None else descriptor_of(conn)
         kind = connection.kind if connection is not None else kind_of(fd)
         check_kind(kind, CONNECT)
         memory = SocketAddress(_sockaddr.pack(_sockets.family_and_port(fd)[0], address))
-        check_unconnected(fd, kind)  # nothing is delegated for a request that will be refused
-        if connection is None:
-            connection = self._delegate(conn, CONNECT)
-        self._one_at_a_time(self._begin_connecting, connection)
-        queue = connection.writes or self._open_writes(connection)
-        self._submit(OpResult(), CONNECT, conn, queue, None, memory, 0, context, timeout)
-
-    def _begin_connecting(self, connection: Connection) -> None:
-        connecting = self._loop.connecting
-        if connection.token in connecting:
-            raise UnsupportedConnError("conn is connecting already: wait for the result")
-        check_unconnected(connection.fd, connection.kind)  # perhaps another thread was faster
+        check_unconnected(fd, kind)
+        if connection is None:  # and nothing was delegated for a request that is refused
+            connection = self._take_descriptor((conn, CONNECT))
         connecting.add(connection.token)
+        return connection, memory
 
     def shutdown(self, conn: HasFileno, *, context: Any = None) -> None:
         """End the outgoing direction when every write before is done: the peer reads to the end and then sees it.
