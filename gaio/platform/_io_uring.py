@@ -602,29 +602,32 @@ class IoUringBackend:
         return True
 
     def _hold(self, request: Any, queue: Any, result: int) -> bool:
-        """Whether an uncommon completion is no result yet, the request staying here to be started again."""
+        """Whether an uncommon completion is no result yet, the request staying here to be started again.
+
+        What tells which it is, `ready` and `_memory`, changes last: cut short before, this is done again.
+        """
         if result == -errno.ENOBUFS and request._memory is None and queue.descriptor.kind != LISTENER:
-            pass  # until buffers are given back
-        elif queue.ready == POLL and result >= 0:
-            queue.ready = POLLED
+            self._parked[request] = None  # until buffers are given back
+            queue.waiting = None
+            return True
+        if queue.ready == POLL and result >= 0:
             if queue.token in self._cancelling:
                 request._result = -errno.ECANCELED
                 self.completed.append(request)
-                queue.waiting = None
-                return True
-            self._unpark = True
-        else:
-            queue.ready = POLL if result == -errno.EAGAIN else UNKNOWN
-            memory = request._memory
-            if type(memory) is OwnMemory:
-                request._memory = None
-                request._length = max(0, result)  # not 0: the view is the caller's for good
-                if result > 0:
-                    request.buffer = memory.view(result)
-            return False
-        self._parked[request] = None
-        queue.waiting = None
-        return True
+            else:
+                self._parked[request] = None
+                self._unpark = True
+            queue.waiting = None
+            queue.ready = POLLED  # if this is not reached, it is polled once more
+            return True
+        queue.ready = POLL if result == -errno.EAGAIN else UNKNOWN
+        memory = request._memory
+        if type(memory) is OwnMemory:
+            if result > 0:
+                request.buffer = memory.view(result)
+            request._length = max(0, result)  # not 0: the view is the caller's for good
+            request._memory = None
+        return False
 
     def _special(self, token: int, flags: int) -> None:
         """The completion of something that is no request."""
