@@ -15,7 +15,7 @@ import ctypes
 import errno
 import math
 import os
-import platform as machine
+import platform
 import struct
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -47,7 +47,15 @@ FOR_GOOD = EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
 
 # struct epoll_event { uint32_t events; uint64_t data; }, packed on x86-64 only (<bits/epoll.h>): 12 bytes there,
 # 16 with a hole after `events` everywhere else.
-EVENT = struct.Struct("=IQ" if machine.machine() in ("x86_64", "AMD64", "i386", "i686") else "=I4xQ")
+_PACKED = ("x86_64", "AMD64", "i386", "i686")
+
+
+def event_format(machine: str) -> str:
+    """`struct epoll_event` of that kind of machine, as the module struct writes it."""
+    return "=IQ" if machine in _PACKED else "=I4xQ"
+
+
+EVENT = struct.Struct(event_format(platform.machine()))
 
 MAX_EVENTS = 1024
 _WAKE = 0  # the eventfd's token; those of descriptors begin with 2

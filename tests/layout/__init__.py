@@ -1,0 +1,1 @@
+"""The kernel's structures and constants, as literals: no kernel is asked, so every system is checked on any."""
