@@ -26,7 +26,6 @@ import fcntl
 import math
 import os
 import select
-import sys
 import termios
 import threading
 import time
@@ -34,14 +33,23 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gaio.platform import _kqueue_abi, _libc
-from gaio.platform._epoll import EVENT
-
-assert sys.platform == "linux", "it stands on epoll(7)"
+from gaio.platform._epoll import (
+    EPOLLERR,
+    EPOLLET,
+    EPOLLHUP,
+    EPOLLIN,
+    EPOLLOUT,
+    EPOLLPRI,
+    EPOLLRDHUP,
+    EVENT,
+)
 
 PATH = "a simulated kernel"  # as the value of GAIO_KQUEUE_LIBRARY
 
+_TABLE = _kqueue_abi.ABIS  # gaio's own; install() puts one row of it in its place
+
 # One for every queue, for the life of the process: see Queue.kick().
-ALWAYS_READABLE = os.eventfd(1)
+ALWAYS_READABLE = _libc.checked("eventfd")(1, os.O_CLOEXEC)
 
 EV_ADD, EV_DELETE, EV_CLEAR, EV_ERROR, EV_EOF = 0x0001, 0x0002, 0x0020, 0x4000, 0x8000
 NOTE_TRIGGER = 0x01000000
@@ -105,14 +113,19 @@ SYSTEMS = {
     "linux": System("kevent", kevent_with_intptr, _int, -1, -2, -11),
 }
 
-_POLL_READ = select.POLLIN | select.POLLPRI | select.POLLRDHUP | select.POLLHUP | select.POLLERR
-_POLL_WRITE = select.POLLOUT | select.POLLHUP | select.POLLERR
-_INTEREST = select.EPOLLIN | select.EPOLLPRI | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+# poll(2) and epoll(7) have the same numbers.
+_READ = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
+_WRITE = EPOLLOUT | EPOLLHUP | EPOLLERR
+_INTEREST = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET
 _EPOLL_CTL_ADD, _EPOLL_CTL_DEL, _EPOLL_CTL_MOD = 1, 2, 3
 _MAX_EVENTS = 512
 
 _libc_keeping_gil = ctypes.PyDLL(None, use_errno=True)
 _libc_dropping_gil = ctypes.CDLL(None, use_errno=True)
+
+
+def _nothing() -> None:
+    pass
 
 
 class Faults:
@@ -125,8 +138,10 @@ class Faults:
         self.interrupted_changes = 0  # so many changes fail with EINTR after they have been applied
         self.refused_writes: int | None = None  # the error of registering EVFILT_WRITE, which is done all the same
         self.change_error: int | None = None  # the error of registering anything, which is not done
+        self.before_change: Callable[[], object] = _nothing  # what happens just before something is registered
         self.eof_error = 0  # fflags of every event with EV_EOF
         self.concealed_eof = False  # no EV_EOF while there are bytes to read
+        self.more_flags = 0  # are set on every event
 
 
 class Failure(Exception):
@@ -154,7 +169,7 @@ def _file_of(fd: int) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _bytes_to_read(fd: int) -> int:
+def bytes_to_read(fd: int) -> int:
     count = array.array("i", [0])
     try:
         fcntl.ioctl(fd, termios.FIONREAD, count)
@@ -177,7 +192,7 @@ class Queue:
         self._wait = _libc_dropping_gil["epoll_wait"]
         self._look = _libc_keeping_gil["epoll_wait"]
         self._wait.restype = self._look.restype = self._counts.append
-        self._control(_EPOLL_CTL_ADD, ALWAYS_READABLE, select.EPOLLIN | select.EPOLLET)
+        self._control(_EPOLL_CTL_ADD, ALWAYS_READABLE, EPOLLIN | EPOLLET)
 
     def _control(self, operation: int, fd: int, events: int) -> int:
         entry = EVENT.pack(events, fd)
@@ -187,7 +202,7 @@ class Queue:
 
     def kick(self) -> None:
         """Make whoever waits look again: modifying what is ready makes an edge."""
-        self._control(_EPOLL_CTL_MOD, ALWAYS_READABLE, select.EPOLLIN | select.EPOLLET)
+        self._control(_EPOLL_CTL_MOD, ALWAYS_READABLE, EPOLLIN | EPOLLET)
 
     # --- changes
 
@@ -199,6 +214,7 @@ class Queue:
             raise Failure(errno.EINVAL)
         if kfilter != system.user:
             self._forget_if_closed(ident)
+            _file_of(ident)  # FreeBSD says EBADF of a closed number, others ENOENT
         if flags & EV_DELETE:
             self._delete(ident, kfilter)
         elif flags & EV_ADD:
@@ -211,6 +227,7 @@ class Queue:
 
     def _add(self, ident: int, kfilter: int, flags: int, udata: int) -> None:
         faults = self.kernel.faults
+        faults.before_change()
         if faults.change_error is not None and kfilter != self.kernel.system.user:
             raise Failure(faults.change_error)
         knote = self.knotes.get((ident, kfilter)) or Knote(ident, kfilter)
@@ -278,7 +295,7 @@ class Queue:
         if self._counts[0] > 0:
             system = self.kernel.system
             for events, ident in EVENT.iter_unpack(self._events.raw[: self._counts[0] * EVENT.size]):
-                for kfilter, mask in ((system.read, _POLL_READ), (system.write, _POLL_WRITE)):
+                for kfilter, mask in ((system.read, _READ), (system.write, _WRITE)):
                     knote = self.knotes.get((ident, kfilter))
                     if knote is not None and events & mask:
                         self.active[knote] = None
@@ -306,16 +323,16 @@ class Queue:
         faults = self.kernel.faults
         poll = select.poll()
         reads = knote.filter == self.kernel.system.read
-        poll.register(knote.ident, _POLL_READ if reads else _POLL_WRITE)
+        poll.register(knote.ident, _READ if reads else _WRITE)
         ready = dict(poll.poll(0)).get(knote.ident, 0)
         if not ready:
             return None
         flags = fflags = 0
         data = 1
-        at_end = select.POLLRDHUP | select.POLLHUP if reads else select.POLLHUP | select.POLLERR
+        at_end = EPOLLRDHUP | EPOLLHUP if reads else EPOLLHUP | EPOLLERR
         if reads:
             # FIONREAD stops at an urgent mark, where a kqueue counts on.
-            data = _bytes_to_read(knote.ident) + bool(ready & select.POLLPRI)
+            data = bytes_to_read(knote.ident) + bool(ready & EPOLLPRI)
         if ready & at_end and not (reads and data and faults.concealed_eof):
             flags, fflags = EV_EOF, faults.eof_error
         return knote, flags, fflags, data
@@ -378,7 +395,7 @@ class Kernel:
         if changes and faults.interrupted_changes:
             faults.interrupted_changes -= 1
             raise Failure(errno.EINTR)
-        for event, (entry, number) in zip(events, failed):
+        for event, (entry, number) in zip(events, failed, strict=False):
             ctypes.memmove(ctypes.addressof(event), ctypes.addressof(entry), ctypes.sizeof(structure))
             event.flags, event.data = EV_ERROR, number
         if failed or not room:
@@ -387,9 +404,10 @@ class Kernel:
             faults.interrupted_waits -= 1
             raise Failure(errno.EINTR)
         reports = queue.wait(self._seconds(timeout), room)
-        for event, (knote, flags, fflags, data) in zip(events, reports):
+        for event, (knote, flags, fflags, data) in zip(events, reports, strict=False):
             event.ident, event.filter, event.udata = knote.ident, knote.filter, knote.udata
-            event.flags, event.fflags, event.data = knote.flags | flags, fflags, data
+            event.flags = knote.flags | flags | faults.more_flags
+            event.fflags, event.data = fflags, data
         return len(reports), lambda: queue.reported(reports)
 
     def _count(self, count: Any) -> int:
@@ -406,10 +424,6 @@ class Kernel:
         if tv_sec < 0 or not 0 <= tv_nsec < 1_000_000_000:
             raise Failure(errno.EINVAL)
         return float(tv_sec + tv_nsec / 1_000_000_000)
-
-
-def _nothing() -> None:
-    pass
 
 
 class Function:
@@ -459,6 +473,6 @@ def install(system: str = "freebsd", replace: Callable[[Any, str, Any], None] = 
     kernel = Kernel(SYSTEMS[system])
     real = _libc.Library
     replace(_libc, "Library", lambda path: Library(kernel) if path == PATH else real(path))
-    abi = _kqueue_abi.ABIS[system]._replace(library="GAIO_KQUEUE_LIBRARY", so_nosigpipe=0)
+    abi = _TABLE[system]._replace(library="GAIO_KQUEUE_LIBRARY", so_nosigpipe=0)
     replace(_kqueue_abi, "ABIS", {"linux": abi})
     return kernel
