@@ -274,12 +274,14 @@ def test_a_connection_that_nobody_takes_is_closed(
 def test_results_that_nobody_fetched_close_their_connections(
     backend: Name, pairs: Pairs, listener: socket.socket, address: tuple[str, int]
 ) -> None:
-    watcher = gaio.Watcher(backend=backend)
-    watcher.accept(listener)
-    client = client_of(address, pairs)
-    wait_until(lambda: watcher.stats().pending == 0, "the watcher thread to accept")
-    watcher.close()
-    del watcher
+    def accept_and_forget() -> socket.socket:
+        with gaio.Watcher(backend=backend) as watcher:
+            watcher.accept(listener)
+            client = client_of(address, pairs)
+            wait_until(lambda: watcher.stats().pending == 0, "the watcher thread to accept")
+        return client
+
+    client = accept_and_forget()
     gc.collect()
     assert client.recv(1) == b""
 

@@ -179,7 +179,7 @@ def test_from_another_thread_while_the_consumer_waits(watcher: AccountedWatcher,
 
     taking = Background(take_back)
     watcher.finish(read)
-    for sock, (_, peer) in zip(taking.result(), conns):
+    for sock, (_, peer) in zip(taking.result(), conns, strict=True):
         sock.sendall(b"y")
         assert receive_exactly(peer, 2) == b"xy"
 

@@ -8,6 +8,7 @@ import selectors
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -134,7 +135,7 @@ def test_many_connections_with_a_small_arena(make_watcher: MakeWatcher, pairs: P
     nest.finish(*reads)
     left = [
         nest.watcher.read_full(conn, bytearray(1000 - read.size))
-        for (conn, _), read in zip(ends, reads)
+        for (conn, _), read in zip(ends, reads, strict=True)
         if read.size < 1000
     ]
     nest.finish(*left)
@@ -227,7 +228,7 @@ class TestOtherThreads:
                 nest.watcher.write(conn, b"%02d" % number)
 
         nest.settle()
-        threads = [Background(lambda conn=conn: submit(conn)) for conn, _ in ends]  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+        threads = [Background(partial(submit, conn)) for conn, _ in ends]
         start.wait()
         limit = TimeLimit()
         done = 0

@@ -95,20 +95,23 @@ def test_a_line_without_end_is_cut(server: Server) -> None:
 
 @pytest.mark.slow
 def test_a_slow_client_is_dropped_and_holds_nobody_up(backend: Name) -> None:
-    with running("examples.chat_server", "--backend", backend, "--patience", "0.5") as server:
-        with people(server, 2) as (speaker, listener), server.client(receive_buffer=4096) as slow:
-            name = "{}:{}".format(*slow.getsockname())
-            assert speaker.hears() == listener.hears() == f"{name} has come"
-            said = 0
-            while True:
-                speaker.says("x" * 4000)
-                said += 1
-                heard = listener.hears()
-                if heard == f"{name} was too slow":
-                    break
-                assert heard == f"{speaker.name} says: {'x' * 4000}"
-            received = 0
-            slow.settimeout(LIMIT)
-            while part := slow.recv(65536):
-                received += len(part)
-            assert received < said * 4000, "it has had everything, so it was not slow"
+    with (
+        running("examples.chat_server", "--backend", backend, "--patience", "0.5") as server,
+        people(server, 2) as (speaker, listener),
+        server.client(receive_buffer=4096) as slow,
+    ):
+        name = "{}:{}".format(*slow.getsockname())
+        assert speaker.hears() == listener.hears() == f"{name} has come"
+        said = 0
+        while True:
+            speaker.says("x" * 4000)
+            said += 1
+            heard = listener.hears()
+            if heard == f"{name} was too slow":
+                break
+            assert heard == f"{speaker.name} says: {'x' * 4000}"
+        received = 0
+        slow.settimeout(LIMIT)
+        while part := slow.recv(65536):
+            received += len(part)
+        assert received < said * 4000, "it has had everything, so it was not slow"

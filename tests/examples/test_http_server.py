@@ -86,7 +86,9 @@ def test_the_last_answer_ends_the_connection(server: Server) -> None:
         assert receive_until_eof(client).endswith(b"hello from gaio, you asked for /\n")
 
 
-@pytest.mark.parametrize("nonsense", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01" * 10 + b"\r\n\r\n"])
+@pytest.mark.parametrize(
+    "nonsense", [b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01" * 10 + b"\r\n\r\n"]
+)
 def test_nonsense_is_answered_with_400(server: Server, nonsense: bytes) -> None:
     with server.client() as client:
         client.sendall(nonsense)
@@ -94,6 +96,6 @@ def test_nonsense_is_answered_with_400(server: Server, nonsense: bytes) -> None:
 
 
 def test_a_silent_client_is_dropped(backend: Name) -> None:
-    with running("examples.http_server", "--backend", backend, "--idle", "0.1") as server:
-        with server.client() as client:
-            assert client.recv(1) == b""
+    options = ("--backend", backend, "--idle", "0.1")
+    with running("examples.http_server", *options) as server, server.client() as client:
+        assert client.recv(1) == b""
