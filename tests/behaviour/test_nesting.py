@@ -342,16 +342,22 @@ def test_in_asyncio_that_sleeps(backend: Name) -> None:
 def test_in_trio(backend: Name) -> None:
     trio = pytest.importorskip("trio")
 
-    async def serve(watcher: gaio.Watcher) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(watcher.fileno())
-            echo(watcher, watcher.wait_io(0))
-
     async def main(watcher: gaio.Watcher) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve, watcher)
-            await trio.to_thread.run_sync(be_clients, start_echo(watcher))
-            nursery.cancel_scope.cancel()
+        token = trio.lowlevel.current_trio_token()
+        address = start_echo(watcher)
+        with trio.CancelScope() as scope:
+
+            def clients() -> None:
+                try:
+                    be_clients(address)
+                finally:
+                    token.run_sync_soon(scope.cancel)
+
+            running = Background(clients)
+            while True:
+                await trio.lowlevel.wait_readable(watcher.fileno())
+                echo(watcher, watcher.wait_io(0))
+        running.result()
 
     with gaio.Watcher(backend=backend) as watcher:
         trio.run(main, watcher)
