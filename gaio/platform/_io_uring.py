@@ -470,8 +470,8 @@ class IoUringBackend:
             events = events if sys.byteorder == "little" else events << 16
             return SQE.pack(_POLL_ADD, queue.fd, 0, 0, 0, events, queue.token, 0)
         if message and kind >= DATAGRAM:
+            request._length = self._swap_size  # first: memory of no length would take an empty message
             memory = request._memory = OwnMemory(self._swap_size)
-            request._length = self._swap_size
         if kind != FILE:
             return self._entry(request, queue)
         offset = request._offset
@@ -497,8 +497,8 @@ class IoUringBackend:
             return
         if (self._sq_tail - self._ksq_head[0]) & _MASK32 >= self._sq_entries:
             self._make_room()
+        self._batch = [_Cancellation(self._cancelling, queue.token)]  # before the next line: settle() undoes that
         self._cancelling.add(queue.token)
-        self._batch = [_Cancellation(self._cancelling, queue.token)]
         self._write_entries([SQE.pack(_ASYNC_CANCEL, -1, 0, queue.token, 0, 0, _CANCELLATION | queue.token, 0)])
 
     # --- the kernel -----------------------------------------------------------------------------------------
