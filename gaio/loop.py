@@ -130,6 +130,7 @@ class Loop:
         self.closing = False
         self.closed = False
         self.nested = False  # another event loop waits for the backend's descriptor, see Watcher.fileno()
+        self.listens = False  # that has been arranged to the end, and not cut short
         self.alarm: float | None = None  # the next deadline, for the watcher thread when nested
         self.failure: Exception | None = None  # what a turn in the watcher thread raised, until wait_io() raises it
 
@@ -252,7 +253,7 @@ class Loop:
 
     def nest(self) -> None:
         """From now on another event loop is the consumer, and waits on the backend's descriptor."""
-        if self.nested:
+        if self.listens:
             return
         thread = threading.get_ident()
         if self.is_inside():
@@ -266,6 +267,7 @@ class Loop:
             self.turn(0)  # a ring listens for wake-ups only once it has been entered
             self.before_nesting()
             self.backend.wake()
+            self.listens = True
             self.watch.release()
             self.inside.discard(thread)
         except BaseException:
