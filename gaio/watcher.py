@@ -267,12 +267,17 @@ class Watcher:
         is no address of its family; otherwise as `read()`.
         """
         _vet(timeout)
-        connection, memory = self._one_at_a_time(self._begin_connecting, (conn, address))
-        queue = connection.writes or self._open_writes(connection)
-        self._submit(OpResult(), CONNECT, conn, queue, None, memory, 0, context, timeout)
+        begun: list[int] = []
+        try:
+            connection, memory = self._one_at_a_time(self._begin_connecting, (conn, address, begun))
+            queue = connection.writes or self._open_writes(connection)
+            self._submit(OpResult(), CONNECT, conn, queue, None, memory, 0, context, timeout)
+        except BaseException:
+            self._loop.connecting.difference_update(begun)  # or it would count as connecting for ever
+            raise
 
-    def _begin_connecting(self, request: tuple[HasFileno, Any]) -> tuple[Connection, SocketAddress]:
-        conn, address = request
+    def _begin_connecting(self, request: tuple[HasFileno, Any, list[int]]) -> tuple[Connection, SocketAddress]:
+        conn, address, begun = request
         connecting = self._loop.connecting
         connection = self._known(conn)
         if connection is not None and connection.token in connecting:
@@ -284,6 +289,7 @@ class Watcher:
         check_unconnected(fd, kind)
         if connection is None:  # and nothing was delegated for a request that is refused
             connection = self._take_descriptor((conn, CONNECT))
+        begun.append(connection.token)
         connecting.add(connection.token)
         return connection, memory
 
