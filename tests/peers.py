@@ -71,6 +71,9 @@ class Pairs:
         """A TCP connection over loopback; with `buffers`, the kernel's buffers are about that small."""
         host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
         with socket.socket(family) as listener, contextlib.ExitStack() as undo:
+            # Lets a port be used again that connections of an earlier pair hold in TIME_WAIT: a test that makes
+            # tens of thousands of pairs would run out of ports.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if buffers:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)

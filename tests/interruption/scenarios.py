@@ -1,0 +1,662 @@
+"""The kinds of turns: each sets its stage, yields what is to be interrupted, and then sees everything through.
+
+When a scenario is resumed, the function it yielded has been cut short somewhere or has run to its end. From there on
+it goes on as a caller would, to the outcome that a caller may rely on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import gaio
+from tests.accounting import Request
+from tests.interruption.world import SECONDS, World
+from tests.peers import Closable, pattern, receive_exactly, receive_until_eof, reset
+from tests.waiting import TimeLimit
+
+Act = Callable[[], object]
+Play = Callable[[World], Iterator[Act]]
+
+
+class Scenario(NamedTuple):
+    name: str
+    play: Play
+    swap_size: int
+
+
+SCENARIOS: list[Scenario] = []
+
+
+def scenario(swap_size: int = 4096) -> Callable[[Play], Play]:
+    def enter(play: Play) -> Play:
+        SCENARIOS.append(Scenario(play.__name__, play, swap_size))
+        return play
+
+    return enter
+
+
+# --- reads ----------------------------------------------------------------------------------------------------
+
+
+@scenario()
+def read_into_the_swap_arena(world: World) -> Iterator[Act]:
+    (one, to_one), (two, to_two) = world.pairs.tcp(), world.pairs.tcp()
+    first, second, other = (world.watcher.read(conn) for conn in (one, one, two))
+    to_one.send(b"first")
+    to_two.send(b"other")
+    yield lambda: world.watcher.finish(first, other)
+    world.watcher.finish(first, other)
+    to_one.send(b"second")
+    world.watcher.finish(second)
+    assert (first.data, second.data, other.data) == (b"first", b"second", b"other")
+
+
+@scenario()
+def read_batch_after_batch(world: World) -> Iterator[Act]:
+    """The memory of one batch is given back when the next one is fetched."""
+    conn, peer = world.pairs.unix(socket.SOCK_DGRAM)
+    reads = [world.watcher.read(conn) for _ in range(2)]
+    for number in range(2):
+        peer.send(b"message %d" % number)
+    yield lambda: world.watcher.finish(*reads)
+    world.watcher.finish(*reads)
+    assert [read.data for read in reads] == [b"message 0", b"message 1"]
+
+
+@scenario(swap_size=16)
+def read_beyond_the_swap_arena(world: World) -> Iterator[Act]:
+    """More in one batch than the arena holds: the rest gets memory of its own."""
+    pairs = [world.pairs.unix() for _ in range(4)]
+    reads = [world.watcher.read(conn) for conn, _ in pairs]
+    for number, (_, peer) in enumerate(pairs):
+        peer.send(b"message number %d" % number)
+    yield lambda: world.watcher.finish(*reads)
+    more: list[Request] = []
+    for (conn, _), read in zip(pairs, reads, strict=True):
+        world.watcher.finish(read)
+        if len(read.data) < 16:  # io_uring's buffers are a part of the arena each
+            more.append(world.watcher.read(conn))
+    world.watcher.finish(*more)
+    assert all(read.data == (b"message number %d" % number)[: read.size] for number, read in enumerate(reads))
+
+
+@scenario()
+def read_into_own_buffer(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.tcp()
+    whole, part = bytearray(5), bytearray(10)
+    first, second = world.watcher.read(conn, whole), world.watcher.read(conn, part)
+    peer.send(b"first")
+    yield lambda: world.watcher.finish(first)
+    world.watcher.finish(first)
+    peer.send(b"second")
+    world.watcher.finish(second)
+    assert whole == b"first"
+    assert part[: second.size] == b"second"
+
+
+@scenario()
+def read_full_in_pieces(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.tcp()
+    buffer = bytearray(10)
+    request = world.watcher.read_full(conn, buffer)
+    following = world.watcher.read(conn)
+    pieces = [b"and more", b"456789", b"0123"]
+    assert world.watcher.wait(0) == []
+
+    def act() -> None:
+        while pieces:
+            peer.send(pieces.pop())
+            world.watcher.wait(0)
+
+    yield act
+    act()
+    world.watcher.finish(request, following)
+    assert buffer == b"0123456789"
+    assert following.data == b"and more"
+
+
+@scenario()
+def read_the_end(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.tcp()
+    last, end = world.watcher.read(conn), world.watcher.read(conn)
+    peer.send(b"the last")
+    peer.shutdown(socket.SHUT_WR)
+    yield lambda: world.watcher.finish(last, end)
+    world.watcher.finish(last, end)
+    assert last.data == b"the last"
+    assert isinstance(end.error, EOFError)
+
+
+@scenario()
+def read_a_reset(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.tcp()
+    read = world.watcher.read(conn)
+    assert world.watcher.wait(0) == []
+    reset(peer)
+    yield lambda: world.watcher.finish(read)
+    world.watcher.finish(read)
+    assert isinstance(read.error, ConnectionResetError)
+
+
+@scenario()
+def read_from_a_pipe(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.pipe_to_read()
+    buffer = bytearray(20)
+    reads = [world.watcher.read(conn), world.watcher.read(conn, buffer)]
+    assert world.watcher.wait(0) == []
+    peer.write(b"through")
+    yield lambda: world.watcher.finish(reads[0])
+    world.watcher.finish(reads[0])
+    peer.write(b"the pipe")
+    world.watcher.finish(reads[1])
+    assert reads[0].data == b"through"
+    assert buffer[: reads[1].size] == b"the pipe"
+
+
+@scenario()
+def read_datagrams(world: World) -> Iterator[Act]:
+    """Without a byte, a datagram is a message all the same."""
+    conn, peer = world.pairs.udp()
+    reads = [world.watcher.read(conn) for _ in range(2)]
+    for message in (b"", b"not empty"):
+        peer.send(message)
+    yield lambda: world.watcher.finish(*reads)
+    world.watcher.finish(*reads)
+    assert [(read.data, read.error) for read in reads] == [(b"", None), (b"not empty", None)]
+
+
+# --- writes ---------------------------------------------------------------------------------------------------
+
+
+@scenario()
+def write_and_read(world: World) -> Iterator[Act]:
+    """Both directions of a connection, and two writes in order."""
+    conn, peer = world.pairs.tcp()
+    peer.send(b"question")
+    read = world.watcher.read(conn)
+    writes = [world.watcher.write(conn, b"ans"), world.watcher.write(conn, bytearray(b"wer"))]
+    yield lambda: world.watcher.finish(read, *writes)
+    world.watcher.finish(read, *writes)
+    assert read.data == b"question"
+    assert receive_exactly(peer, 6) == b"answer"
+
+
+def _write_to_a_slow_peer(world: World, conn: Closable, peer: Closable, parts: list[bytes]) -> Iterator[Act]:
+    """The kernel's buffer is full again and again, and the rest of the request waits for room."""
+    sent = b"".join(parts)
+    writes = [world.watcher.write(conn, parts if len(parts) > 1 else bytearray(sent)), world.watcher.write(conn, b".")]
+    wanted = len(sent) + 1
+    received = bytearray()
+    os.set_blocking(peer.fileno(), False)
+
+    def act() -> None:
+        limit = TimeLimit(SECONDS)
+        while len(received) < wanted:
+            world.watcher.wait(0)
+            with contextlib.suppress(BlockingIOError):
+                received.extend(os.read(peer.fileno(), wanted))
+            limit.left(f"the last {wanted - len(received)} bytes")
+
+    yield act
+    act()
+    world.watcher.finish(*writes)
+    assert received == sent + b"."
+
+
+@scenario()
+def write_to_a_slow_peer(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.unix()
+    conn.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    yield from _write_to_a_slow_peer(world, conn, peer, [pattern(10_000)])
+
+
+@scenario()
+def write_vectored_to_a_slow_peer(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.unix()
+    yield from _write_to_a_slow_peer(world, conn, peer, [pattern(200_000, 1), pattern(200_000, 2)])
+
+
+@scenario()
+def write_to_a_pipe(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.pipe_to_write()
+    yield from _write_to_a_slow_peer(world, conn, peer, [pattern(70_000)])  # a pipe holds 64 KiB
+
+
+@scenario()
+def write_vectored_to_a_pipe(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.pipe_to_write()
+    yield from _write_to_a_slow_peer(world, conn, peer, [pattern(40_000, 1), pattern(40_000, 2)])
+
+
+@scenario()
+def write_to_a_peer_that_has_gone(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.unix()
+    writes = [world.watcher.write(conn, b"to nobody") for _ in range(2)]
+    peer.close()
+    yield lambda: world.watcher.finish(*writes)
+    world.watcher.finish(*writes)
+    assert all(isinstance(write.error, BrokenPipeError) for write in writes)
+
+
+# --- deadlines ------------------------------------------------------------------------------------------------
+
+
+@scenario()
+def deadline_of_reads(world: World) -> Iterator[Act]:
+    """Of the first in a queue, which is with the kernel, and of one behind another, which is not."""
+    (one, to_one), (two, to_two) = world.pairs.tcp(), world.pairs.tcp()
+    first = world.watcher.read(one, timeout=0)
+    patient, second = world.watcher.read(two), world.watcher.read(two, timeout=0)
+    last = world.watcher.read(two)
+    yield lambda: world.watcher.finish(first, second)
+    world.watcher.finish(first, second)
+    assert isinstance(first.error, gaio.DeadlineError)
+    assert isinstance(second.error, gaio.DeadlineError)
+    to_one.send(b"after the deadline")
+    to_two.send(b"patient")
+    world.watcher.wait(0)
+    late = world.watcher.read(one)
+    world.watcher.finish(patient, late)
+    to_two.send(b"last")
+    world.watcher.finish(last)
+    assert (late.data, patient.data, last.data) == (b"after the deadline", b"patient", b"last")
+
+
+@scenario()
+def deadline_that_is_kept(world: World) -> Iterator[Act]:
+    """The request is admitted before the interruption and expires after it, so its deadline must not be forgotten."""
+    conn, _ = world.pairs.tcp()
+    kept = world.watcher.read(conn, timeout=0.001)
+    yield lambda: world.watcher.wait(0)
+    world.watcher.finish(kept)
+    assert isinstance(kept.error, gaio.DeadlineError)
+
+
+@scenario()
+def deadline_after_a_part(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.tcp()
+    buffer = bytearray(10)
+    request = world.watcher.read_full(conn, buffer, timeout=0.001)
+    peer.send(b"part")
+    yield lambda: world.watcher.finish(request)
+    world.watcher.finish(request)
+    following = world.watcher.read(conn)
+    peer.send(b"following")
+    world.watcher.finish(following)
+    assert isinstance(request.error, gaio.DeadlineError)
+    assert bytes(buffer[: request.size]) + following.data == b"partfollowing"
+
+
+@scenario()
+def deadline_of_a_write(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.unix()
+    sent = pattern(1_000_000)
+    write = world.watcher.write(conn, sent, timeout=0.001)
+    yield lambda: world.watcher.finish(write)
+    world.watcher.finish(write)
+    assert isinstance(write.error, gaio.DeadlineError)
+    world.watcher.free(conn)
+    world.watcher.wait(0)
+    assert receive_until_eof(peer) == sent[: write.size]
+
+
+# --- the ends of connections ----------------------------------------------------------------------------------
+
+
+@scenario()
+def free_with_requests_pending(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.unix()
+    sent = pattern(1_000_000)
+    reads = [world.watcher.read(conn) for _ in range(3)]
+    writes = [world.watcher.write(conn, sent) for _ in range(2)]
+    assert world.watcher.wait(0) == []
+    idle, peer_of_idle = world.pairs.unix()
+    world.watcher.finish(world.watcher.write(idle, b"idle"))
+
+    def act() -> None:
+        world.watcher.free(conn)
+        world.watcher.free(idle)
+        world.watcher.finish(*reads, *writes)
+
+    yield act
+    act()
+    assert all(isinstance(request.error, gaio.ConnClosedError) for request in (*reads, *writes))
+    assert writes[1].size == 0
+    world.watcher.wait(0)
+    assert receive_until_eof(peer) == sent[: writes[0].size]
+    assert receive_until_eof(peer_of_idle) == b"idle"
+
+
+@scenario()
+def free_what_was_just_submitted(world: World) -> Iterator[Act]:
+    """The requests and the release are admitted in one go."""
+    conn, peer = world.pairs.unix()
+    reads = [world.watcher.read(conn), world.watcher.read(conn)]
+    write = world.watcher.write(conn, b"in time")
+    world.watcher.free(conn)
+    yield lambda: world.watcher.finish(*reads, write)
+    world.watcher.finish(*reads, write)
+    assert all(isinstance(read.error, gaio.ConnClosedError) for read in reads)
+    assert write.error is None or isinstance(write.error, gaio.ConnClosedError)
+    world.watcher.wait(0)
+    assert receive_until_eof(peer) == b"in time"[: write.size]
+
+
+@scenario()
+def close_with_requests_pending(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.unix()
+    idle, peer_of_idle = world.pairs.unix()
+    sent = pattern(1_000_000)
+    world.watcher.finish(world.watcher.write(idle, b"idle"))
+    requests = [world.watcher.read(conn), world.watcher.read(conn), world.watcher.write(conn, sent)]
+    assert world.watcher.wait(0) == []
+    requests += [world.watcher.write(conn, sent), world.watcher.read(conn, timeout=1000)]
+    yield world.watcher.watcher.close
+    if not world.watcher.watcher.closed:
+        assert world.watcher.wait(0) == []
+    world.watcher.close_and_check()
+    assert all(isinstance(request.error, gaio.WatcherClosedError) for request in requests)
+    assert receive_until_eof(peer) == sent[: requests[2].size]
+    assert receive_until_eof(peer_of_idle) == b"idle"
+
+
+@scenario()
+def harvest_after_close(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.unix()
+    requests = [world.watcher.read(conn), world.watcher.write(conn, b"x"), world.watcher.read(conn)]
+    peer.send(b"first")
+    world.watcher.watcher.close()
+    yield lambda: world.watcher.finish(*requests)
+    world.watcher.finish(*requests)
+    assert requests[0].data == b"first"[: requests[0].size]
+    assert isinstance(requests[2].error, gaio.WatcherClosedError)
+
+
+@scenario()
+def forgotten_connections(world: World) -> Iterator[Act]:
+    conns = [world.pairs.unix() for _ in range(2)]
+    peers = [peer for _, peer in conns]
+    world.watcher.finish(*[world.watcher.write(conn, b"x") for conn, _ in conns])
+    conns.clear()
+
+    yield lambda: world.watcher.wait(0)
+    world.watcher.wait(0)
+    for peer in peers:
+        assert receive_until_eof(peer) == b"x"
+    stats = world.watcher.watcher.stats()
+    assert (stats.gc_found, stats.gc_closed) == (2, 2)
+
+
+# --- submission -----------------------------------------------------------------------------------------------
+
+
+@scenario()
+def submit(world: World) -> Iterator[Act]:
+    """Of every kind of memory, to a connection that is known."""
+    conn, peer = world.pairs.unix()
+    world.watcher.finish(world.watcher.write(conn, b"known"))
+    requests: list[Request] = []
+
+    def act() -> None:
+        requests.append(world.watcher.write(conn, bytearray(b"one")))
+        requests.append(world.watcher.write(conn, [pattern(40_000), pattern(40_000)], timeout=1000))
+        requests.append(world.watcher.read(conn, bytearray(10), timeout=1000))
+        requests.append(world.watcher.read_full(conn, bytearray(3)))
+
+    yield act
+    world.watcher.free(conn)
+    world.watcher.finish(*requests)
+    world.watcher.wait(0)
+    receive_until_eof(peer)
+
+
+@scenario()
+def delegate_in_a_read(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.tcp()
+    requests: list[Request] = []
+    peer.send(b"hello")
+
+    def act() -> None:
+        with contextlib.suppress(gaio.UnsupportedConnError):  # an interruption has closed it
+            requests.append(world.watcher.read(conn))
+
+    yield act
+    _use(world, conn, peer, requests)
+
+
+@scenario()
+def delegate_in_a_write(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.tcp()
+    requests: list[Request] = []
+    peer.send(b"hello")
+
+    def act() -> None:
+        with contextlib.suppress(gaio.UnsupportedConnError):  # an interruption has closed it
+            requests.append(world.watcher.write(conn, b"welcome"))
+
+    yield act
+    _use(world, conn, peer, requests)
+
+
+def _use(world: World, conn: socket.socket, peer: socket.socket, requests: list[Request]) -> None:
+    """The connection works, or it is closed and says so; nothing in between."""
+    try:
+        read = world.watcher.read(conn)
+        written = world.watcher.write(conn, b"bye")
+    except gaio.UnsupportedConnError:
+        assert conn.fileno() == -1
+        world.watcher.wait(0)
+        with contextlib.suppress(ConnectionResetError):
+            assert receive_until_eof(peer) == b""
+        return
+    world.watcher.finish(written)
+    world.watcher.free(conn)
+    world.watcher.finish(read, *requests)
+    world.watcher.wait(0)
+    reads = [request for request in (*world.watcher.uncertain, *requests, read) if request.operation is gaio.READ]
+    assert b"".join(read.data for read in reads) == b"hello"
+
+
+# --- requests that move no bytes ------------------------------------------------------------------------------
+
+
+@scenario()
+def accept_clients(world: World) -> Iterator[Act]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        accepts = [world.watcher.accept(listener) for _ in range(2)]
+        clients = [socket.create_connection(address, SECONDS) for _ in range(2)]
+        world.pairs.also_close(*clients)
+        yield lambda: world.watcher.finish(*accepts)
+        world.watcher.finish(*accepts)
+        world.pairs.also_close(*(accept.accepted for accept in accepts))
+        for client, accept in zip(clients, accepts, strict=True):
+            client.send(b"%d" % client.getsockname()[1])
+            assert accept.accepted.recv(10) == b"%d" % accept.accepted.getpeername()[1]
+        assert accepts[0].accepted.getpeername() != accepts[1].accepted.getpeername()
+
+
+@scenario()
+def take_what_was_accepted(world: World) -> Iterator[Act]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        accept = world.watcher.accept(listener)
+        client = socket.create_connection(address, SECONDS)
+        world.pairs.also_close(client)
+        world.watcher.finish(accept)
+        yield lambda: accept.accepted
+        with accept.accepted as accepted:
+            client.send(b"hello")
+            assert accepted.recv(10) == b"hello"
+
+
+@scenario()
+def deadline_of_an_accept(world: World) -> Iterator[Act]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        accepts = [world.watcher.accept(listener, timeout=0) for _ in range(2)]
+        yield lambda: world.watcher.finish(*accepts)
+        world.watcher.finish(*accepts)
+        assert all(isinstance(accept.error, gaio.DeadlineError) for accept in accepts)
+        late = world.watcher.accept(listener)
+        world.pairs.also_close(socket.create_connection(address, SECONDS))
+        world.watcher.finish(late)
+        late.accepted.close()
+
+
+@scenario()
+def connect_and_write(world: World) -> Iterator[Act]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        conn = socket.socket()
+        world.pairs.also_close(conn)
+        connect = world.watcher.connect(conn, listener.getsockname())
+        write = world.watcher.write(conn, b"hello")
+        yield lambda: world.watcher.finish(connect, write)
+        world.watcher.finish(connect, write)
+        assert connect.error is None
+        assert write.error is None
+        peer, _ = listener.accept()
+        world.pairs.also_close(peer)
+        assert peer.recv(10) == b"hello"
+
+
+@scenario()
+def connect_in_vain(world: World) -> Iterator[Act]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+    conn = socket.socket()
+    world.pairs.also_close(conn)
+    connect = world.watcher.connect(conn, address)
+    yield lambda: world.watcher.finish(connect)
+    world.watcher.finish(connect)
+    assert isinstance(connect.error, ConnectionRefusedError)
+
+
+@scenario()
+def submit_a_connect(world: World) -> Iterator[Act]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        conn = socket.socket()
+        world.pairs.also_close(conn)
+        connects: list[Request] = []
+
+        def act() -> None:
+            with contextlib.suppress(gaio.UnsupportedConnError):  # an interruption has closed it
+                connects.append(world.watcher.connect(conn, listener.getsockname()))
+
+        yield act
+        world.watcher.wait(0)
+        connects += [connect for connect in world.watcher.uncertain if connect.result]
+        if not connects:
+            act()
+        if connects:
+            world.watcher.finish(connects[0])
+            assert connects[0].error is None
+        else:
+            assert conn.fileno() == -1
+
+
+@scenario()
+def shutdown_after_a_write(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.tcp()
+    requests = [world.watcher.write(conn, b"the last"), world.watcher.shutdown(conn)]
+    yield lambda: world.watcher.finish(*requests)
+    world.watcher.finish(*requests)
+    assert [request.error for request in requests] == [None, None]
+    assert receive_until_eof(peer) == b"the last"
+
+
+@scenario()
+def detach(world: World) -> Iterator[Act]:
+    """The connection is the caller's again, or still the watcher's, or closed.
+
+    The socket that detach() was about to return is lost when it is interrupted just then, as one of accept(2) would be,
+    and closed, with a warning.
+    """
+    conn, peer = world.pairs.unix()
+    world.watcher.finish(world.watcher.write(conn, b"known"))
+    detached: list[socket.socket] = []
+
+    def act() -> None:
+        with contextlib.suppress(gaio.UnsupportedConnError):  # an interruption has closed it
+            detached.append(world.watcher.watcher.detach(conn))
+
+    yield act
+    if not detached:
+        act()
+    world.watcher.wait(0)
+    with contextlib.ExitStack() as undo:
+        for sock in detached:
+            undo.enter_context(sock).send(b" and taken back")
+    assert receive_until_eof(peer) == (b"known and taken back" if detached else b"known")
+
+
+@scenario()
+def nest_in_another_loop(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.unix()
+    read = world.watcher.read(conn)
+
+    def act() -> None:
+        select.select([world.watcher.watcher.fileno()], [], [], 0)
+        world.watcher.wait(0)
+
+    yield act
+    peer.send(b"hello")
+    while read.result is None:
+        readable, _, _ = select.select([world.watcher.watcher.fileno()], [], [], SECONDS)
+        assert readable, "the watcher's descriptor does not tell that there is something to do"
+        world.watcher.wait(0)
+    assert read.data == b"hello"
+
+
+# --- the watch ------------------------------------------------------------------------------------------------
+
+
+@scenario()
+def take_over_the_watch(world: World) -> Iterator[Act]:
+    """The watcher thread has it and waits in the kernel."""
+    conn, peer = world.pairs.tcp()
+    first, second = world.watcher.read(conn), world.watcher.read(conn)
+    world.hand_to_thread()
+    peer.send(b"first")
+    yield lambda: world.watcher.finish(first)
+    world.watcher.finish(first)
+    peer.send(b"second")
+    world.watcher.finish(second)
+    assert (first.data, second.data) == (b"first", b"second")
+
+
+@scenario()
+def submit_to_the_thread(world: World) -> Iterator[Act]:
+    """The watcher thread has to be woken to see the request."""
+    conn, peer = world.pairs.tcp()
+    world.watcher.finish(world.watcher.write(conn, b"known"))
+    requests: list[Request] = []
+    world.hand_to_thread()
+
+    def act() -> None:
+        with contextlib.suppress(gaio.UnsupportedConnError):  # freed by the one before
+            requests.append(world.watcher.write(conn, b"one"))
+            requests.append(world.watcher.write(conn, b"two"))
+        world.watcher.free(conn)
+
+    yield act
+    world.watcher.free(conn)
+    world.watcher.finish(*requests)
+    world.watcher.wait(0)
+    assert receive_until_eof(peer).startswith(b"known")
+
+
+@scenario()
+def close_while_the_thread_waits(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.tcp()
+    read = world.watcher.read(conn)
+    world.hand_to_thread()
+    yield world.watcher.watcher.close
+    world.watcher.close_and_check()
+    assert isinstance(read.error, gaio.WatcherClosedError)
+    assert receive_until_eof(peer) == b""

@@ -1,0 +1,157 @@
+"""A signal handler that uses the watcher, run between any two opcodes of what it interrupts.
+
+Handlers of SIGTERM close watchers, handlers of SIGHUP submit: Python runs them in the main thread, in the middle of
+whatever that thread does in gaio just then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+import gaio
+from gaio import loop
+from tests import backends
+from tests.accounting import Request
+from tests.interruption.opcodes import Strike
+from tests.interruption.scenarios import SCENARIOS, Scenario
+from tests.interruption.world import World
+from tests.peers import receive_until_eof
+
+INTERRUPTED = {
+    "read_into_the_swap_arena",
+    "deadline_of_reads",
+    "free_with_requests_pending",
+    "close_with_requests_pending",
+    "forgotten_connections",
+    "delegate_in_a_read",
+    "delegate_in_a_write",
+    "take_over_the_watch",
+    "submit_to_the_thread",
+}
+# In these, wait_io() does not wait for results that the handler has been given already.
+INTERRUPTED_BY_WAIT_IO = {"read_full_in_pieces", "close_with_requests_pending", "forgotten_connections"}
+
+
+@pytest.fixture(autouse=True)
+def _thread_acts_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "GRACE", 3600)
+
+
+class Handler:
+    """What a handler does, and what must have come of it in the end."""
+
+    interrupts = INTERRUPTED
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.request: Request | None = None
+
+    def run(self) -> None:
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """After `run()`."""
+
+
+class WritesToAKnownConnection(Handler):
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.conn, self.peer = world.pairs.unix()
+        world.watcher.finish(world.watcher.write(self.conn, b"known"))
+
+    def run(self) -> None:
+        with contextlib.suppress(gaio.WatcherClosedError):
+            self.request = self.world.watcher.write(self.conn, b" and more")
+
+    def check(self) -> None:
+        if self.request is not None:
+            self.world.watcher.finish(self.request)
+            assert self.peer.recv(100) == b"known and more"[: 5 + self.request.size]
+
+
+class DelegatesAConnection(Handler):
+    def run(self) -> None:
+        self.conn, self.peer = self.world.pairs.unix()
+        with contextlib.suppress(gaio.WatcherClosedError):
+            self.request = self.world.watcher.write(self.conn, b"welcome")
+
+    def check(self) -> None:
+        if self.request is not None:
+            self.world.watcher.finish(self.request)
+            assert receive_until_eof(self.peer) == b"welcome" if self.request.error else self.peer.recv(100)
+
+
+class FreesAConnection(Handler):
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.conn, self.peer = world.pairs.unix()
+        self.request = world.watcher.read(self.conn)
+
+    def run(self) -> None:
+        self.world.watcher.free(self.conn)
+
+    def check(self) -> None:
+        assert self.request is not None
+        self.world.watcher.finish(self.request)
+        assert isinstance(self.request.error, (gaio.ConnClosedError, gaio.WatcherClosedError))
+        if not self.world.watcher.watcher.closed:
+            self.world.watcher.wait(0)
+        assert receive_until_eof(self.peer) == b""
+
+
+class CallsWaitIo(Handler):
+    """Which is refused in the middle of another wait_io(), and harmless elsewhere."""
+
+    interrupts = INTERRUPTED_BY_WAIT_IO
+
+    def run(self) -> None:
+        with contextlib.suppress(RuntimeError):
+            self.world.watcher.wait(0)
+
+
+class ClosesTheWatcher(Handler):
+    def run(self) -> None:
+        self.world.watcher.watcher.close()
+
+
+def play(scenario: Scenario, handler: type[Handler], backend: backends.Name, number: int) -> str | None:
+    """The scenario with a signal before that opcode; where that was, or None if it has fewer."""
+    strike: Strike | None = None
+    try:
+        with World(backend, scenario.swap_size) as world:
+            handled = handler(world)
+            steps = scenario.play(world)
+            act = next(steps)
+            strike = Strike(number, handled.run)
+            with contextlib.suppress(gaio.WatcherClosedError), strike:
+                act()
+            if handler is not ClosesTheWatcher:
+                for _ in steps:
+                    pass
+            if strike.place is not None:
+                handled.check()
+    except BaseException as error:
+        raise AssertionError(f"signal at opcode {number}, {strike.place if strike else 'none'}") from error
+    return strike.place
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("handler", "first", "scenario"),
+    [
+        pytest.param(handler, first, scenario, id=f"{handler.__name__} in {scenario.name}")
+        for first, handler in enumerate(Handler.__subclasses__(), 1)
+        for scenario in SCENARIOS
+        if scenario.name in handler.interrupts
+    ],
+)
+def test_handler_at_every_fifth_opcode(
+    scenario: Scenario, handler: type[Handler], first: int, backend: backends.Name
+) -> None:
+    """Each handler begins with another opcode, so that every opcode has its turn."""
+    number = first
+    while play(scenario, handler, backend, number) is not None:
+        number += 5
+    assert number > 50

@@ -1,0 +1,62 @@
+"""The stretches in which gaio relies on the interpreter to run no signal handler: that it does not, on this one.
+
+CPython runs signal handlers, and so raises KeyboardInterrupt, where an opcode checks the `eval breaker`: RESUME at the
+start of a function, jumps backward, and calls, when they have returned. No other opcode does. (Python/ceval.c,
+Python/bytecodes.c; CHECK_EVAL_BREAKER. In 3.10 jumps forward do as well.)
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from types import CodeType, FunctionType
+
+import gaio
+from gaio.loop import Loop
+from tests.interruption.opcodes import GAIO, uninterruptible_stretches
+
+# Opcodes that move values within a frame, and one that stores an attribute of an object.
+HARMLESS = {
+    *("LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_LOAD_FAST", "LOAD_CONST", "LOAD_CONST_IMMORTAL"),
+    *("NOP", "SWAP", "ROT_TWO", "DUP_TOP", "POP_BLOCK", "PRECALL", "PUSH_NULL"),
+    "STORE_ATTR",
+}
+
+
+def code_of_gaio() -> list[CodeType]:
+    """Of every function and method there is."""
+    found: set[CodeType] = set()
+    for module in pkgutil.walk_packages(gaio.__path__, "gaio."):
+        try:
+            names = vars(importlib.import_module(module.name))
+        except (ImportError, AttributeError, OSError):
+            continue  # a backend of another system
+        for value in list(names.values()):
+            for member in vars(value).values() if isinstance(value, type) else [value]:
+                if isinstance(member, FunctionType) and member.__code__.co_filename.startswith(GAIO):
+                    found.add(member.__code__)
+    return sorted(found, key=lambda code: (code.co_filename, code.co_firstlineno))
+
+
+def test_from_the_delivery_of_a_batch_to_the_return() -> None:
+    (stretch,) = uninterruptible_stretches(gaio.Watcher.wait_io.__code__)
+    *moves, last = stretch
+    assert moves
+    assert {entry.opname for entry in moves} <= HARMLESS
+    assert last.opname == "RETURN_VALUE"
+    assert Loop.__setattr__ is object.__setattr__, "storing an attribute would run code of gaio"
+    assert not hasattr(Loop, "consumer")
+    assert not hasattr(Loop, "delivery")
+
+
+def test_from_the_body_of_a_with_to_the_release_of_its_lock() -> None:
+    """The call of __exit__() checks when it has returned: the lock is released by then."""
+    ends = 0
+    for code in code_of_gaio():
+        if code is gaio.Watcher.wait_io.__code__:
+            continue
+        for *moves, call in uninterruptible_stretches(code):
+            assert {entry.opname for entry in moves} <= HARMLESS, code
+            assert call.opname in ("CALL", "CALL_FUNCTION"), code
+            ends += 1
+    assert ends >= 4

@@ -1,0 +1,132 @@
+"""One watcher with its connections, made for one interruption and checked to the last descriptor after it."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+import gaio
+from gaio.loop import Loop
+from tests import backends, leaks
+from tests.accounting import AccountedWatcher, Request
+from tests.interruption.opcodes import Strike
+from tests.peers import Pairs
+from tests.waiting import TimeLimit
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+SECONDS = 20.0  # what has not come by then never will
+
+ResumedBy = Literal["consumer", "watcher thread"]
+
+
+class InterruptedWatcher(AccountedWatcher):
+    """Also keeps the books of requests whose submission was interrupted: they yield one result or none."""
+
+    def __init__(self, watcher: gaio.Watcher) -> None:
+        super().__init__(watcher)
+        self._uncertain: set[int] = set()
+        self.uncertain: list[Request] = []
+        self.results = 0
+
+    def _submit(self, request: Request, call: Callable[[int], None]) -> Request:
+        serial = next(self._serial)
+        self._pending[serial] = request
+        try:
+            call(serial)
+        except KeyboardInterrupt:
+            self._uncertain.add(serial)
+            self.uncertain.append(request)
+            raise
+        except BaseException:
+            del self._pending[serial]
+            raise
+        return request
+
+    def _book(self, result: gaio.OpResult) -> Request:
+        self.results += 1
+        Strike.held_back = True
+        try:
+            return super()._book(result)
+        finally:
+            Strike.held_back = False
+
+    def finish(self, *requests: Request) -> list[Request]:
+        limit = TimeLimit(SECONDS)
+        finished: list[Request] = []
+        while left := [request for request in requests if request.result is None]:
+            finished += self.wait(limit.left(f"{len(left)} results, the first of {left[0]!r}"))
+        return finished
+
+    def close_and_check(self) -> list[Request]:
+        self.watcher.close()
+        limit = TimeLimit(SECONDS)
+        finished: list[Request] = []
+        try:
+            while True:
+                finished += self.wait(limit.left("WatcherClosedError from wait_io()"))
+        except gaio.WatcherClosedError:
+            pass
+        for serial in self._uncertain:
+            self._pending.pop(serial, None)
+        assert not self._pending, f"never came back: {list(self._pending.values())}"
+        return finished
+
+
+class World:
+    """What a scenario acts in. As a context manager it ends with the books, the descriptors and the threads."""
+
+    def __init__(self, backend: backends.Name, swap_size: int) -> None:
+        self._before = leaks.in_use()
+        self.pairs = Pairs()
+        self.watcher = InterruptedWatcher(gaio.Watcher(swap_size=swap_size, backend=backend))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, et: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        if et is not None:
+            self.pairs.close()
+            return  # a lock may be held for ever: the rest would only hang
+        self.watcher.close_and_check()
+        stats = self.watcher.watcher.stats()
+        assert (stats.conns, stats.pending) == (0, 0), stats
+        assert stats.completions == self.watcher.results, stats
+        assert stats.batches <= stats.completions, stats
+        assert stats.gc_found == stats.gc_closed, stats
+        del self.watcher
+        self.pairs.close()
+        if leaks.in_use().since(self._before):
+            gc.collect()
+            left = leaks.in_use().since(self._before)
+            assert not left, "\n".join(left)
+
+    @property
+    def loop(self) -> Loop:
+        return self.watcher.watcher._loop
+
+    def hand_to_thread(self) -> None:
+        """Have the watcher thread take the watch, work off what there is, and wait in the kernel."""
+        loop = self.loop
+        limit = TimeLimit(SECONDS)
+        while loop.watch.acquire(blocking=False):
+            loop.watch.release()
+            loop.ring_doorbell()
+            time.sleep(0)
+            limit.left("the watcher thread to take the watch")
+        while not loop.sleeping:
+            time.sleep(0)
+            limit.left("the watcher thread to wait in the kernel")
+
+    def prove_it_goes_on(self) -> None:
+        """It takes another connection and serves it."""
+        conn, peer = self.pairs.unix()
+        question, answer = self.watcher.read(conn), self.watcher.write(conn, b"still there?")
+        peer.send(b"yes")
+        self.watcher.finish(question, answer)
+        assert question.data == b"yes"
+        assert peer.recv(100) == b"still there?"
