@@ -508,7 +508,7 @@ class IoUringBackend:
             self._arm_wake()
         if self._unpark and self._parked:
             self._unpark = False
-            self.start(list(self._parked))
+            self.start(self._startable())
         if timeout == 0 or self._ksq_head[0] != self._sq_tail:
             # Sends complete at once as a rule: looking without dropping the GIL keeps the batch together.
             self._enter(self._enter_now, 0)
@@ -523,6 +523,22 @@ class IoUringBackend:
             self._reap()
         if self._messages and self._ksq_head[0] == self._sq_tail:
             self._messages.clear()  # IORING_FEAT_SUBMIT_STABLE: read when the entry was taken
+
+    def _startable(self) -> list[Any]:
+        """The parked requests to start: of those that want a swap buffer, no more than there can be.
+
+        With thousands of them, most would only come back for want of one, again and again.
+        """
+        requests = []
+        buffers = self._buffer_count
+        for request in self._parked:
+            queue = request._queue
+            if request._memory is None and not queue.outbound and queue.ready < POLL:
+                if not buffers:
+                    continue  # the next give_back() is for these
+                buffers -= 1
+            requests.append(request)
+        return requests
 
     def _enter_blocking(self, timeout: float | None) -> None:
         if timeout is None:
