@@ -1,0 +1,1 @@
+"""The parts of the core that need no socket, against simple models."""

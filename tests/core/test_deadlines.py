@@ -1,0 +1,63 @@
+"""gaio/deadlines.py against a list that is sorted anew each time."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gaio.deadlines import Deadline, Deadlines
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.floats(0, 100)),
+        st.tuples(st.just("call off"), st.floats(0, 1)),
+        st.tuples(st.just("expire"), st.floats(0, 100)),
+    ),
+    max_size=400,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps=STEPS)
+def test_expires_what_a_sorted_list_would(steps: list[tuple[str, float]]) -> None:
+    deadlines: Deadlines[str] = Deadlines()
+    pending: list[Deadline[str]] = []
+    for number, (step, value) in enumerate(steps):
+        if step == "add":
+            entry = Deadline(value, f"request {number}")
+            deadlines.add(entry)
+            pending.append(entry)
+        elif step == "call off" and pending:
+            deadlines.call_off(pending.pop(int(value * (len(pending) - 1))))
+        elif step == "expire":
+            due = [entry for entry in pending if entry.when <= value]
+            while (request := deadlines.expired(value)) is not None:
+                first = min(pending, key=lambda entry: entry.when).when
+                entry = next(entry for entry in pending if entry.request == request)
+                assert entry.when == first
+                due.remove(entry)
+                pending.remove(entry)
+                deadlines.call_off(entry)
+            assert not due
+        assert deadlines.earliest() == min((entry.when for entry in pending), default=None)
+        assert len(deadlines) <= 2 * len(pending) + 65, "shells pile up"
+
+
+def test_an_entry_called_off_lets_go_of_its_request() -> None:
+    deadlines: Deadlines[object] = Deadlines()
+    entry = Deadline(1.0, object())
+    deadlines.add(entry)
+    deadlines.call_off(entry)
+    deadlines.call_off(entry)
+    assert entry.request is None
+    assert deadlines.earliest() is None
+
+
+def test_an_entry_that_is_added_twice_expires_once() -> None:
+    deadlines: Deadlines[str] = Deadlines()
+    entry = Deadline(1.0, "request")
+    deadlines.add(entry)
+    deadlines.add(entry)
+    assert deadlines.expired(1.0) == "request"
+    deadlines.call_off(entry)
+    assert deadlines.expired(1.0) is None
