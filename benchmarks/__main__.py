@@ -204,7 +204,7 @@ def write(results: Results, folder: Path) -> None:
     results.save(folder / "results.json")
     pictures: list[str] = []
     try:
-        from . import plots  # noqa: PLC0415 - matplotlib may be missing
+        from . import plots
 
         pictures = plots.draw(results, folder)
     except ImportError:

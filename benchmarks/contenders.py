@@ -92,7 +92,7 @@ def _built(build: Callable[[], object]) -> Missing:
 
 def _gaio_backend(backend: str) -> Missing:
     def missing() -> str:
-        import gaio  # noqa: PLC0415 - the peers can be measured without it
+        import gaio
 
         for candidate in gaio.backends():
             if candidate.name == backend:
@@ -120,6 +120,13 @@ def _gaio_contenders(backend: str) -> list[Contender]:
             frozenset({"echo"}),
             caller_buffers=True,
             quick=True,
+        ),
+        Contender(
+            f"gaio-{backend}-nested",
+            f"gaio {backend}, inside asyncio",
+            _gaio_backend(backend),
+            _python_server("gaio_nested", "--backend", backend),
+            frozenset({"echo"}),
         ),
     ]
 

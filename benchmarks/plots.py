@@ -32,6 +32,8 @@ COLOURS = {
     "gaio-epoll-caller": "#e88080",
     "gaio-io_uring": "#e67300",
     "gaio-io_uring-caller": "#f5ab66",
+    "gaio-epoll-nested": "#8c2d04",
+    "gaio-io_uring-nested": "#b35806",
     "blocking-socket": "#3a3a3a",
 }
 

@@ -115,13 +115,13 @@ def main() -> None:
     elif subject == "asyncio":
         asyncio.run(event_loop(trial))
     elif subject == "uvloop":
-        import uvloop  # noqa: PLC0415 - the other subjects do not need it
+        import uvloop
 
         uvloop.run(event_loop(trial))
     elif subject == "plain-stdlib":
         proactor_watcher(trial, plain_stdlib.Watcher())
     else:
-        import gaio  # noqa: PLC0415 - nor this
+        import gaio
 
         with gaio.Watcher(backend=cast("BackendName", subject.removeprefix("gaio-"))) as watcher:
             proactor_watcher(trial, watcher)
