@@ -154,6 +154,7 @@ class Loop:
         self.dying: list[int] = []  # the descriptor being closed
         self.deadlines: Deadlines[OpResult] = Deadlines()
         self.cut_short = False
+        self.retired: platform.Backend = CLOSED_BACKEND  # the backend while it is being closed
         self.visits = 0
         self.completions = self.batches = self.wakeups = self.gc_found = 0
         self.delivered = (0, 0)  # completions and batches before the one in `delivery`
@@ -729,6 +730,8 @@ class Loop:
         Does nothing when that is done, and goes on where an interruption cut it short.
         """
         if self.backend is CLOSED_BACKEND:
+            self.retired.close()
+            self.retired = CLOSED_BACKEND
             return
         if not self.closed:
             self.turn(0)
@@ -752,8 +755,11 @@ class Loop:
         self.cut_short = True
         self.admit(self.inbox.copy())
         self.cut_short = False
-        self.backend.close()
+        # Out of reach before it is closed: to settle() a ring that is no longer mapped would be fatal.
+        self.retired = self.backend
         self.backend = CLOSED_BACKEND
+        self.retired.close()
+        self.retired = CLOSED_BACKEND
         self.ring_doorbell()
 
     def withdraw(self, request: OpResult) -> bool:

@@ -553,16 +553,17 @@ class Watcher:
     def stats(self) -> Stats:
         """Counters, for monitoring. Any thread. Takes time in proportion to the number of connections."""
         loop = self._loop
-        pending = sum(1 for item in loop.inbox.copy() if isinstance(item, OpResult))
+        # A set: the turn under way, or one that was cut short, has requests in two places.
+        pending = {id(item) for item in loop.inbox.copy() if isinstance(item, OpResult)}
         for connection in list(loop.descriptors.values()):
             for queue in connection.queues():
                 request = queue.head
                 while request is not None:
-                    pending += 1
+                    pending.add(id(request))
                     request = request._next
         return Stats(
             conns=len(self._connections) + len(loop.listeners),
-            pending=pending,
+            pending=len(pending),
             completions=loop.completions,
             batches=loop.batches,
             wakeups=loop.wakeups,
