@@ -527,14 +527,14 @@ def connect_and_write(world: World) -> Iterator[Act]:
 
 @scenario()
 def connect_in_vain(world: World) -> Iterator[Act]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = listener.getsockname()
-    conn = socket.socket()
-    world.pairs.also_close(conn)
-    connect = world.watcher.connect(conn, address)
-    yield lambda: world.watcher.finish(connect)
-    world.watcher.finish(connect)
-    assert isinstance(connect.error, ConnectionRefusedError)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # and does not listen; were the port free, a socket could connect to itself
+        conn = socket.socket()
+        world.pairs.also_close(conn)
+        connect = world.watcher.connect(conn, silent.getsockname())
+        yield lambda: world.watcher.finish(connect)
+        world.watcher.finish(connect)
+        assert isinstance(connect.error, ConnectionRefusedError)
 
 
 @scenario()
