@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -50,11 +50,12 @@ class Cpuset:
 
 
 @pytest.fixture(params=[32, 128], ids=["FreeBSD 13", "FreeBSD 14"])
-def cpuset(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Cpuset:
+def cpuset(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cpuset]:
     system = Cpuset(request.param, cpus=100)
-    monkeypatch.setattr(_libc.LIBC, "keeping_gil", system)
-    monkeypatch.setattr(sys, "platform", "freebsd14")
-    return system
+    with monkeypatch.context() as patch:
+        patch.setattr(_libc.LIBC, "keeping_gil", system)
+        patch.setattr(sys, "platform", "freebsd14")
+        yield system
 
 
 @pytest.mark.skipif(sys.byteorder != "little", reason="the mask is looked at as one number")
