@@ -39,6 +39,7 @@ from gaio.platform._kqueue_abi import (
     EV_EOF,
     EV_ERROR,
     EV_OOBAND,
+    NO_TIME,
     NOTE_TRIGGER,
     Kqueue,
     system,
@@ -77,15 +78,15 @@ class UserEvent:
         self._none = kqueue.abi.count_type(0)
         self._one = kqueue.abi.count_type(1)
         # Systems have been seen that take the registration and never report the event: so it is tried.
-        kqueue.change(kqueue.entry(_WAKE, kfilter, EV_ADD | EV_CLEAR, udata=_WAKE))
-        kqueue.change(self._entry)
+        kqueue.change(kqueue.entry(_WAKE, kfilter, EV_ADD | EV_CLEAR, udata=_WAKE), tolerated=_REGISTERED)
+        kqueue.change(self._entry, tolerated=_REGISTERED)
         if (_WAKE, kfilter, _WAKE) not in kqueue.look():
-            kqueue.change(kqueue.entry(_WAKE, kfilter, EV_DELETE, udata=_WAKE))
+            kqueue.change(kqueue.entry(_WAKE, kfilter, EV_DELETE, udata=_WAKE), tolerated=_NOT_REGISTERED)
             raise OSError(errno.ENOTSUP, "EVFILT_USER does not fire")
 
     def ring(self) -> None:
         # Nothing can fail for an event that is registered: the result says nothing.
-        self._kevent(self._kqueue.fd, self._entry, self._one, None, self._none, None)
+        self._kevent(self._kqueue.fd, self._entry, self._one, None, self._none, NO_TIME)
         self._results.clear()
 
     def silence(self) -> None:
@@ -139,7 +140,6 @@ class KqueueBackend(ReadinessBackend):
         "_kqueue",
         "_max_events",
         "_no_changes",
-        "_no_time_pointer",
         "_setsockopt",
         "_timespec",
         "_timespec_pointer",
@@ -164,10 +164,8 @@ class KqueueBackend(ReadinessBackend):
         self._setsockopt = _libc.checked("setsockopt")
         self._no_changes = abi.count_type(0)
         self._max_events = abi.count_type(MAX_EVENTS)
-        # struct timespec: both of its members have 64 bits on every LP64 system.
-        self._timespec = (ctypes.c_int64 * 4)()  # two of them, the second always zero
+        self._timespec = (ctypes.c_int64 * 2)()
         self._timespec_pointer = ctypes.c_void_p(ctypes.addressof(self._timespec))
-        self._no_time_pointer = ctypes.c_void_p(ctypes.addressof(self._timespec) + 16)
 
     def register(self, descriptor: Descriptor) -> None:
         fd, kqueue, abi = descriptor.fd, self._kqueue, self._kqueue.abi
@@ -228,7 +226,7 @@ class KqueueBackend(ReadinessBackend):
         kevent: Callable[..., None] = self._kevent_wait
         time_pointer = None
         if timeout == 0:
-            kevent, time_pointer = self._kevent_look, self._no_time_pointer
+            kevent, time_pointer = self._kevent_look, NO_TIME
         elif timeout is not None:
             nanoseconds = int(min(timeout, _LONGEST_WAIT) * 1_000_000_000)
             self._timespec[0], self._timespec[1] = divmod(nanoseconds, 1_000_000_000)
@@ -300,7 +298,7 @@ class KqueueBackend(ReadinessBackend):
         with ends[0], ends[1]:
             expected = [(end.fileno(), evfilt_write, token) for token, end in enumerate(ends, 1)]
             for ident, kfilter, token in expected:
-                kqueue.change(kqueue.entry(ident, kfilter, EV_ADD, udata=token))
+                kqueue.change(kqueue.entry(ident, kfilter, EV_ADD, udata=token), tolerated=_REGISTERED)
             seen: set[tuple[int, int, int]] = set()
             give_up = monotonic() + 1
             while not seen.issuperset(expected):

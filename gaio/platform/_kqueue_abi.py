@@ -55,6 +55,10 @@ EV_ERROR = 0x4000
 EV_EOF = 0x8000
 NOTE_TRIGGER = 0x01000000
 
+# struct timespec: both of its members have 64 bits on every LP64 system. Always zero, and good for any thread.
+_TIMESPEC = (ctypes.c_int64 * 2)()
+NO_TIME = ctypes.c_void_p(ctypes.addressof(_TIMESPEC))
+
 
 def system() -> tuple[ABI, _libc.Library]:
     """How kqueue is reached on this system; `OSError` says why it is not."""
@@ -104,7 +108,7 @@ class Kqueue:
         One a call, and without room for events: a thread that has not got the watch would fetch them.
         """
         try:
-            self._kevent(self.fd, entry, 1, None, 0, None)
+            self._kevent(self.fd, entry, 1, None, 0, NO_TIME)
         except OSError as error:
             if error.errno not in tolerated:
                 raise
@@ -114,7 +118,7 @@ class Kqueue:
         room = 8
         events = ctypes.create_string_buffer(self.structure.size * room)
         try:
-            count = self._kevent(self.fd, None, 0, events, room, ctypes.byref((ctypes.c_int64 * 2)()))
+            count = self._kevent(self.fd, None, 0, events, room, NO_TIME)
         except InterruptedError:
             return []
         entries = self.structure.iter_unpack(events.raw[: count * self.structure.size])

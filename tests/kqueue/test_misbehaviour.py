@@ -141,6 +141,11 @@ class TestInterruptedCalls:
         exchange(watcher, *pairs.tcp(buffers=8192))
         assert kernel.faults.interrupted_waits == 0
 
+    def test_while_it_is_tried_out(self, kernel: Kernel) -> None:
+        kernel.faults.interrupted_changes = kernel.faults.interrupted_waits = 20
+        offered = {offer.name: offer for offer in gaio.backends()}["kqueue"]
+        assert offered.available, offered.reason
+
     def test_a_wait_ends_on_time_all_the_same(self, kernel: Kernel, watcher: AccountedWatcher) -> None:
         kernel.faults.interrupted_waits = 1000
         assert watcher.wait(0.05) == []
