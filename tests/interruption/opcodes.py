@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,8 @@ class Strike:
         self.counted = 0  # opcodes so far
 
     def __enter__(self) -> Self:
+        # A finalizer that the collector runs might be struck, which is not what the count is about.
+        gc.disable()
         # From 3.12 on, opcodes are traced only if some frame has asked for it before tracing begins.
         sys._getframe().f_trace_opcodes = True
         sys.settrace(self._on_call)
@@ -42,6 +45,7 @@ class Strike:
 
     def __exit__(self, et: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         sys.settrace(None)
+        gc.enable()
 
     def _on_call(self, frame: FrameType, _event: str, _argument: Any) -> Any:
         if Strike.held_back or not frame.f_code.co_filename.startswith(GAIO):
