@@ -13,10 +13,13 @@ Facts about io_uring that shaped this file
       when the CQE has come and, if it was cancelled, that of the cancellation too. So neither a CQE nor a
       cancellation that comes late can hit a later request. The numbers of closed descriptors' queues are never used
       again.
-    * A buffer of the provided ring is consumed when bytes are received and named in the CQE. Sockets consume
-      in the order in which they complete, so the ring's entries never change, and giving buffers back is one store
-      of its tail. A file may be read by a kernel worker that takes its buffer at the start, so files do
-      without: they are polled, and then read into memory of their own.
+    * A buffer of the provided ring is consumed when bytes are received and named in the CQE; sockets consume in
+      the order in which they complete. From Linux 6.12 on (IOU_PBUF_RING_INC) a message takes as much of the buffer
+      as it has bytes, and the next one begins behind it; before that it took the whole buffer. How far they have
+      been consumed is counted here and not read from IORING_CQE_F_BUF_MORE: kernels disagree on that flag where
+      nothing was received.
+    * A file may be read by a kernel worker that takes its buffer at the start, so files do without: they are polled,
+      and then read into memory of their own.
     * What the CQ cannot hold the kernel keeps, and hands over at the next enter (IORING_FEAT_NODROP, Linux 5.5).
 
 Facts about interruption
@@ -82,6 +85,7 @@ IORING_ENTER_EXT_ARG = 1 << 3
 IORING_SQ_CQ_OVERFLOW = 1 << 1  # in the SQ ring's flags
 # io_uring_register(2)
 IORING_REGISTER_PBUF_RING = 22  # 5.19
+IOU_PBUF_RING_INC = 1 << 1  # 6.12: consume buffers by bytes
 # operations, and the flags of their entries
 IORING_OP_NOP = 0
 IORING_OP_POLL_ADD = 6
@@ -162,8 +166,9 @@ class io_uring_getevents_arg(ctypes.Structure):
 SQE = struct.Struct("=IiQQIIQH22x")
 # struct io_uring_cqe, 16 bytes: user_data | res | flags
 CQE = struct.Struct("=QiI")
-# struct io_uring_buf, 16 bytes: addr | len | bid | resv, which in the first entry is the ring's tail
-BUF = struct.Struct("=QIHH")
+# struct io_uring_buf: addr | len | bid; two bytes more, which in the first entry are the ring's tail
+BUF = struct.Struct("=QIH")
+BUF_SIZE = 16
 BUF_RING_TAIL = 14
 
 _SHIFT = (0, 8, 16) if sys.byteorder == "little" else (24, 16, 0)
@@ -219,13 +224,20 @@ _WEAKLY_ORDERED = machine.machine() not in ("x86_64", "AMD64", "i386", "i686")
 _MASK32 = 0xFFFFFFFF
 
 
-def buffer_geometry(swap_size: int) -> tuple[int, int]:
-    """Bytes and number of the provided buffers.
+def buffer_geometry(swap_size: int, incremental: bool) -> tuple[int, int]:
+    """Bytes and number of the provided buffers; the number is a power of two.
 
-    A message takes a whole buffer, however small it is, and a batch can have as many messages as there are
-    connections; so there are many, in address space that costs memory only where it has been written.
+    A batch can have as many messages as there are connections, however small they are. Where each takes a whole
+    buffer there are many of these, and a read is cut to a quarter of `swap_size`. Both ways it is address space, which
+    costs memory only where it has been written.
     """
-    return max(1, swap_size // 4), 1024
+    if not incremental:
+        return max(1, swap_size // 4), 1024
+    size = min(max(4 * swap_size, 65536), MAX_RW_COUNT)  # a message is cut where a buffer ends: not too often
+    count = 64
+    while count > 2 and size * count > 1 << 30:
+        count //= 2
+    return size, count
 
 
 class IoUringBackend:
@@ -257,8 +269,8 @@ class IoUringBackend:
         self.features = 0
         try:
             self._set_up(entries, cq_entries or entries * 4)
-            self._provide_buffers(*buffer_geometry(arena.segments[0].size))
             self._swap_size = arena.segments[0].size
+            self._provide_buffers()
             self._enter_now = _libc.collecting("syscall", self._returned)
             self._enter_and_wait = _libc.collecting("syscall", self._returned, waits=True)
             self._timeout = kernel_timespec()
@@ -317,7 +329,8 @@ class IoUringBackend:
             for index in range(params.sq_entries):  # the identity, once and for all
                 words[sq.array // 4 + index] = index
         self._sq_tail = self._sq_tail_word[0]
-        self._reaped = (self._cq_head_word[0], 0)  # CQ head, and provided buffers consumed until there
+        # CQ head; provided buffers consumed until there, and bytes of the one that is being consumed
+        self._reaped = (self._cq_head_word[0], 0, 0)
 
     def _map(self, length: int, offset: int) -> memoryview:
         """Map a part of the ring, shared with the kernel and not with children of fork(2)."""
@@ -325,31 +338,48 @@ class IoUringBackend:
         self._mapped.append((address, length))
         return memoryview((ctypes.c_char * length).from_address(address)).cast("B")
 
-    def _provide_buffers(self, size: int, count: int) -> None:
+    def _provide_buffers(self) -> None:
+        try:
+            self._register_buffers(*buffer_geometry(self._swap_size, True), IOU_PBUF_RING_INC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # which says that the kernel does not know the flag
+                raise
+            self._register_buffers(*buffer_geometry(self._swap_size, False), 0)
+
+    def _register_buffers(self, size: int, count: int, flags: int) -> None:
+        self.incremental = flags & IOU_PBUF_RING_INC != 0
         self._buffer_size = size
+        self._buffer_count = count
+        self._buffer_mask = count - 1
+        self._consumed_at_least = 0 if self.incremental else size
+        self._swap_read_size = min(size, self._swap_size)
+        self._swap_reads_at_once = size * count // self._swap_read_size
         # Not a multiple of 4096 apart, or the first lines of all buffers would compete for the same few
         # lines of the processor's cache.
         self._buffer_stride = size + 64
-        self._buffer_mask = count - 1
         self._buffers = memoryview(mmap.mmap(-1, self._buffer_stride * count))
         self.swap_storage: Sequence[object] = (self._buffers.obj,)
-        base = ctypes.addressof(ctypes.c_char.from_buffer(self._buffers))
-        self._ring_memory = mmap.mmap(-1, max(count * BUF.size, mmap.PAGESIZE))
+        self._buffers_at = ctypes.addressof(ctypes.c_char.from_buffer(self._buffers))
+        self._ring_memory = mmap.mmap(-1, max(count * BUF_SIZE, mmap.PAGESIZE))
         _libc.not_for_children(self._ring_memory)
-        for index in range(count):
-            BUF.pack_into(self._ring_memory, index * BUF.size, base + index * self._buffer_stride, size, index, 0)
-        tail = memoryview(self._ring_memory)[BUF_RING_TAIL : BUF_RING_TAIL + 2].cast("H")
-        self._buffer_tail = tail
+        self._buffer_tail = memoryview(self._ring_memory)[BUF_RING_TAIL : BUF_RING_TAIL + 2].cast("H")
+        self._handed_over = 0  # provided buffers consumed up to the batch in the caller's hands
+        self._write_buffer_entries(0, count)
         registration = io_uring_buf_reg(
             ring_addr=ctypes.addressof(ctypes.c_char.from_buffer(self._ring_memory)),
             ring_entries=count,
             bgid=BUFFER_GROUP,
+            flags=flags,
         )
         io_uring_register = _libc.system_call(SYS_io_uring_register, "io_uring_register")
         io_uring_register(self._ring, IORING_REGISTER_PBUF_RING, ctypes.addressof(registration), 1)
-        self._buffer_count = count
-        self._handed_over = 0  # provided buffers consumed up to the batch in the caller's hands
-        tail[0] = count & 0xFFFF
+        self._buffer_tail[0] = count
+
+    def _write_buffer_entries(self, first: int, count: int) -> None:
+        for index in range(first, first + count):
+            number = index & self._buffer_mask
+            address = self._buffers_at + number * self._buffer_stride
+            BUF.pack_into(self._ring_memory, number * BUF_SIZE, address, self._buffer_size, number)
 
     # --- descriptors ----------------------------------------------------------------------------------------
 
@@ -431,7 +461,7 @@ class IoUringBackend:
             if queue.descriptor.kind == LISTENER:
                 return SQE.pack(_ACCEPT, queue.fd, 0, 0, 0, _SOCK_CLOEXEC, queue.token, 0)
             first = _RECV_SWAP if queue.ready else _RECV_SWAP_WHEN_READY
-            entry = SQE.pack(first, queue.fd, 0, 0, self._buffer_size, 0, queue.token, BUFFER_GROUP)
+            entry = SQE.pack(first, queue.fd, 0, 0, self._swap_read_size, 0, queue.token, BUFFER_GROUP)
             if not queue.ready and queue.descriptor.kind <= SOCKET:
                 queue.entry = entry
             return entry
@@ -530,7 +560,7 @@ class IoUringBackend:
         With thousands of them, most would only come back for want of one, again and again.
         """
         requests = []
-        buffers = self._buffer_count
+        buffers = self._swap_reads_at_once
         for request in self._parked:
             queue = request._queue
             if request._memory is None and not queue.outbound and queue.ready < POLL:
@@ -570,7 +600,7 @@ class IoUringBackend:
 
     def _reap(self) -> bool:
         """Work through the CQEs there are; whether there were any."""
-        head, consumed = self._reaped
+        head, consumed, position = self._reaped
         tail = self._kcq_tail[0]
         if head == tail:
             return False
@@ -584,6 +614,7 @@ class IoUringBackend:
         descriptors = self._descriptors
         completed = self.completed
         buffers, stride, mask = self._buffers, self._buffer_stride, self._buffer_mask
+        size, at_least = self._buffer_size, self._consumed_at_least
         for token, result, flags in CQE.iter_unpack(span):
             descriptor = descriptors.get(token & -2)
             if descriptor is None:
@@ -595,10 +626,13 @@ class IoUringBackend:
                 number = flags >> IORING_CQE_BUFFER_SHIFT
                 if number != consumed & mask:
                     raise RuntimeError("the kernel handed out swap buffers out of order: use GAIO_BACKEND=epoll")
-                consumed += 1
+                start = number * stride + position
+                position += result if result > at_least else at_least
+                if position == size:
+                    consumed += 1
+                    position = 0
                 if request is None:
                     continue  # dealt with before an interruption
-                start = number * stride
                 request.buffer = buffers[start : start + result] if result > 0 else None
                 queue.ready = NOT_EMPTY if flags & IORING_CQE_F_SOCK_NONEMPTY else UNKNOWN
             elif request is None or (
@@ -613,7 +647,7 @@ class IoUringBackend:
             queue.waiting = None
         if _WEAKLY_ORDERED:
             self._keep_order()
-        self._reaped = (tail, consumed)
+        self._reaped = (tail, consumed, position)
         self._cq_head_word[0] = tail
         return True
 
@@ -667,7 +701,14 @@ class IoUringBackend:
             self.wake()  # they wait for give_back(): a loop that this is nested in must come back for that
 
     def give_back(self) -> None:
-        self._buffer_tail[0] = (self._handed_over + self._buffer_count) & 0xFFFF
+        tail = (self._handed_over + self._buffer_count) & 0xFFFF
+        before = self._buffer_tail[0]
+        if tail != before:
+            if self.incremental:  # the kernel has counted the entries down, and sees them again with the new tail
+                self._write_buffer_entries(before, (tail - before) & 0xFFFF)
+                if _WEAKLY_ORDERED:
+                    self._keep_order()
+            self._buffer_tail[0] = tail
         if self._parked:
             self._unpark = True
 
@@ -701,7 +742,9 @@ class IoUringBackend:
     def describe(self) -> str:
         """The kernel features in use."""
         return (
-            "COOP_TASKRUN, provided-buffer ring, "
+            "COOP_TASKRUN, "
+            + ("incremental " if self.incremental else "")
+            + "provided-buffer ring, "
             + ("NO_SQARRAY, " if self.setup_flags & IORING_SETUP_NO_SQARRAY else "")
             + f"{self._sq_entries} submission and {self._cq_entries} completion entries"
         )

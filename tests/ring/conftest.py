@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 from typing import Protocol
 
@@ -10,6 +11,7 @@ import pytest
 from gaio.platform import _io_uring
 from tests import backends
 from tests.accounting import AccountedWatcher, MakeWatcher
+from tests.faulty_libc import FaultyLibc
 
 
 @pytest.fixture(params=["io_uring"])
@@ -43,3 +45,14 @@ def make_ring(make_watcher: MakeWatcher, monkeypatch: pytest.MonkeyPatch) -> Mak
             return make_watcher(swap_size)
 
     return make
+
+
+def refuse_incremental_buffers(libc: FaultyLibc) -> None:
+    """Be a kernel before Linux 6.12, which does not know IOU_PBUF_RING_INC and says EINVAL."""
+
+    def asks_for_it(number: int, *arguments: int) -> bool:
+        if number != _io_uring.SYS_io_uring_register:
+            return False
+        return bool(_io_uring.io_uring_buf_reg.from_address(arguments[2]).flags & _io_uring.IOU_PBUF_RING_INC)
+
+    libc.fail("syscall", errno.EINVAL, times=None, when=asks_for_it)

@@ -48,7 +48,7 @@ TAIL_OF_BUF_RING = 14
 
 # Constants by their name in the header; those that gaio has under the same name.
 CONSTANTS = [
-    name for name in vars(_io_uring) if name.startswith(("IORING_", "IOSQE_")) and name != "IORING_CQE_BUFFER_SHIFT"
+    name for name in vars(_io_uring) if name.startswith(("IORING_", "IOSQE_", "IOU_")) and name != "IORING_CQE_BUFFER_SHIFT"
 ]
 
 
@@ -84,8 +84,9 @@ def test_completion_queue_entries() -> None:
 
 
 def test_entries_of_a_provided_buffer_ring() -> None:
-    assert _io_uring.BUF.size == 16
-    assert packed_fields(_io_uring.BUF, (1, 2, 3, 4), BUF) == {"addr": 1, "len": 2, "bid": 3, "resv": 4}
+    assert _io_uring.BUF_SIZE == 16
+    entry = struct.Struct(f"{_io_uring.BUF.format}H")
+    assert packed_fields(entry, (1, 2, 3, 4), BUF) == {"addr": 1, "len": 2, "bid": 3, "resv": 4}
     assert _io_uring.BUF_RING_TAIL == TAIL_OF_BUF_RING
 
 

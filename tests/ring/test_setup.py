@@ -18,6 +18,7 @@ from gaio.platform import _io_uring, _libc
 from tests import leaks
 from tests.backends import Name
 from tests.faulty_libc import Condition, FaultyLibc
+from tests.ring.conftest import refuse_incremental_buffers
 
 pytestmark = [
     pytest.mark.scenario(3, on="io_uring"),
@@ -138,6 +139,13 @@ def test_an_older_kernel_gets_an_index_array(libc: FaultyLibc) -> None:
     assert offer().available, offer().reason
     assert "NO_SQARRAY" not in offer().reason
     assert [bool(flags & _io_uring.IORING_SETUP_NO_SQARRAY) for flags in asked[:2]] == [True, False]
+
+
+def test_an_older_kernel_consumes_whole_buffers(libc: FaultyLibc) -> None:
+    refuse_incremental_buffers(libc)
+    assert offer().available, offer().reason
+    assert "provided-buffer ring" in offer().reason
+    assert "incremental" not in offer().reason
 
 
 def test_a_kernel_without_the_features_is_refused(libc: FaultyLibc, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import random
+import socket
 
 import pytest
 
 from gaio.platform import _io_uring
 from tests.accounting import Request
+from tests.faulty_libc import FaultyLibc
 from tests.peers import Pairs, pattern
-from tests.ring.conftest import MakeRing
+from tests.ring.conftest import MakeRing, refuse_incremental_buffers
 from tests.waiting import Background, wait_until
 
 pytestmark = pytest.mark.scenario(18, on="io_uring")
 
 
-@pytest.fixture(autouse=True)
-def few_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixteen instead of a thousand, of 64 bytes each."""
-    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda swap_size: (64, 16))
+COUNT = 16
+SIZE = 64
+
+
+@pytest.fixture(params=["offered", "whole"], autouse=True)
+def few_buffers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few and small, consumed the way that this kernel offers, and the way every kernel does: as a whole."""
+    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda swap_size, incremental: (SIZE, COUNT))
+    if request.param == "whole":
+        refuse_incremental_buffers(FaultyLibc(monkeypatch))
+
+
+def filling(text: str) -> bytes:
+    """A message that takes a whole buffer, either way."""
+    return text.encode().ljust(SIZE)
 
 
 def test_more_messages_than_buffers_while_nobody_fetches(make_ring: MakeRing, pairs: Pairs) -> None:
@@ -27,12 +40,32 @@ def test_more_messages_than_buffers_while_nobody_fetches(make_ring: MakeRing, pa
     ends = [pairs.unix() for _ in range(100)]
     reads = [watcher.read(conn) for conn, _ in ends]
     for number, (_, peer) in enumerate(ends):
-        peer.send(b"message %d" % number)
-    wait_until(lambda: watcher.watcher.stats().pending == 100 - 16, "the buffers to be used up")
+        peer.send(filling(f"message {number}"))
+    wait_until(lambda: watcher.watcher.stats().pending == 100 - COUNT, "the buffers to be used up")
     batch = watcher.wait(30)
-    assert len(batch) == 16
+    assert len(batch) == COUNT
     watcher.finish(*reads)
-    assert [read.data for read in reads] == [b"message %d" % number for number in range(100)]
+    assert [read.data for read in reads] == [filling(f"message {number}") for number in range(100)]
+
+
+def test_a_message_is_cut_where_its_buffer_ends(make_ring: MakeRing, pairs: Pairs) -> None:
+    """The next read has the rest of it, whosever message was taken in between."""
+    watcher = make_ring()
+    ends = [pairs.unix() for _ in range(3)]
+    received = [b""] * len(ends)
+    payload = pattern(20 * SIZE)
+    for number, (_, peer) in enumerate(ends, 1):
+        peer.send(payload[: number * 5 * SIZE + number])
+        peer.shutdown(socket.SHUT_WR)
+    open_ends = set(range(len(ends)))
+    while open_ends:
+        reads = {number: watcher.read(ends[number][0]) for number in open_ends}
+        watcher.finish(*reads.values())
+        for number, read in reads.items():
+            received[number] += read.data
+            if read.error is not None:
+                open_ends.remove(number)
+    assert received == [payload[: number * 5 * SIZE + number] for number in (1, 2, 3)]
 
 
 def test_one_connection_floods_through_few_buffers(make_ring: MakeRing, pairs: Pairs) -> None:
@@ -58,10 +91,10 @@ def test_reads_with_their_own_memory_go_on_meanwhile(make_ring: MakeRing, pairs:
     own, own_peer = pairs.unix()
     whole = watcher.read_full(own, bytearray(5))
     for _, peer in ends:
-        peer.send(b"x")
-    wait_until(lambda: watcher.watcher.stats().pending == 31 - 16, "the buffers to be used up")
+        peer.send(filling("x"))
+    wait_until(lambda: watcher.watcher.stats().pending == 31 - COUNT, "the buffers to be used up")
     own_peer.send(b"whole")
-    wait_until(lambda: watcher.watcher.stats().pending == 30 - 16, "the read into the caller's buffer")
+    wait_until(lambda: watcher.watcher.stats().pending == 30 - COUNT, "the read into the caller's buffer")
     watcher.finish(*reads, whole)
     assert whole.buffer == b"whole"
 
@@ -72,7 +105,7 @@ def test_a_read_that_waits_for_a_buffer_can_be_cut_off(make_ring: MakeRing, pair
     ends = [pairs.unix() for _ in range(20)]
     reads = [watcher.read(conn) for conn, _ in ends]
     for _, peer in ends:
-        peer.send(b"x")
+        peer.send(filling("x"))
     wait_until(lambda: watcher.watcher.stats().pending == 4, "the buffers to be used up")
     late = watcher.read(pairs.unix()[0], timeout=0.01)
     if way == "free":
@@ -83,8 +116,8 @@ def test_a_read_that_waits_for_a_buffer_can_be_cut_off(make_ring: MakeRing, pair
         watcher.close_and_check()
     wait_until(lambda: watcher.watcher.stats().pending <= 4, "the deadline")
     watcher.finish(*reads, late)
-    assert sum(read.size for read in reads) <= 20
-    assert sum(read.error is None for read in reads) >= 16
+    assert sum(read.size for read in reads) <= 20 * SIZE
+    assert sum(read.error is None for read in reads) >= COUNT
 
 
 def test_views_stay_intact_through_many_rounds_of_the_ring(make_ring: MakeRing, pairs: Pairs) -> None:
@@ -101,7 +134,7 @@ def test_views_stay_intact_through_many_rounds_of_the_ring(make_ring: MakeRing, 
             number += 1
             read = watcher.read(conn)
             reads.append(read)
-            expected[id(read)] = b"%d " % number * 6
+            expected[id(read)] = (b"%d " % number * SIZE)[: SIZE // 4]
             peer.send(expected[id(read)])
         while any(read.result is None for read in reads):
             batch = watcher.wait(30)
