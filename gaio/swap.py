@@ -1,4 +1,4 @@
-"""The swap arena: memory for reads that brought no buffer, allocated once and lent for one batch.
+"""The swap arena: memory for reads that brought no buffer, lent for one batch and then used again.
 
     batch 7  being written    bytes land here, one read behind the other
     batch 6  in delivery      the views that the last wait_io() returned point here
@@ -6,29 +6,32 @@
 
 `hand_over()` closes the batch being written when it is delivered; `give_back()` frees what was delivered before,
 at the next `wait_io()`. A segment carries the number of the batch it was last written in, and is free when that
-batch has been given back. Those two numbers are all the state there is, each changed by a single store: so an
-exception between any two bytecodes leaves the arena as it was or as it shall be.
+batch has been given back. So an exception between any two bytecodes leaves the arena as it was, as it shall be, or
+with a segment that is out of use for one batch.
 
-When no segment has room, a read gets private memory of its own: never a stall, never a crumb of a buffer.
+The segments stand in a circle and are taken in turn. When the next one is not free yet another is put in before it,
+up to a limit: so there are as many as the largest batches take. Beyond the limit a read gets private memory of its
+own: never a stall, never a crumb of a buffer.
 """
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 
-SEGMENTS = 3  # one in delivery, one being written, one for what a batch writes beyond the first
+SEGMENTS = 256
+LIMIT = 64 << 20  # bytes of all segments together; of address space, which takes memory where it has been written
 
 
 class Segment:
-    """One stretch of the arena."""
+    """One stretch of memory."""
 
     __slots__ = ("memory", "address", "size", "used", "batch")
 
-    def __init__(self, size: int) -> None:
-        storage = bytearray(size)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(storage))  # the view below keeps it exported
-        self.memory = memoryview(storage)
-        self.size = size
+    def __init__(self, memory: memoryview) -> None:
+        self.memory = memory
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(memory))  # the view keeps its owner exported
+        self.size = len(memory)
         self.used = 0
         self.batch = -1
 
@@ -36,35 +39,54 @@ class Segment:
 class SwapArena:
     """Room for swap reads. Not thread-safe: it belongs to whoever has the watch."""
 
-    __slots__ = ("segments", "writing", "_given_back", "_enough")
+    __slots__ = ("size", "segments", "writing", "_given_back", "_enough", "_memory", "_most", "_current", "_place")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, limit: int = LIMIT) -> None:
         """`size` is the bytes of one segment, and so the largest read without a buffer."""
-        self.segments = [Segment(size) for _ in range(SEGMENTS)]
+        self.size = size
+        self._most = max(2, min(SEGMENTS, limit // size))  # one in delivery, one being written, and more
+        # Private: a child after fork(2) keeps what it had in hand.
+        storage = mmap.mmap(-1, size * self._most, mmap.MAP_PRIVATE)
+        self._memory = memoryview(storage)
         self.writing = 0  # the batch being written
         self._given_back = -1  # batches up to this one are free
         # A segment with less room than this counts as full: small messages fill it to the last sixteenth,
         # and a bulk transfer is not cut into crumbs at its end.
         self._enough = max(1, size // 16)
+        self.segments = [Segment(self._memory[:size])]
+        self._current = self.segments[0]
+        self._place = 0  # of the current segment in the circle
 
     def room(self, whole: bool = False) -> Segment:
         """The segment for the next read, which may use it from `used` to its end.
 
         `whole` asks for one that is empty: what keeps message boundaries cuts off what does not fit.
         """
-        for segment in self.segments:
-            if segment.batch == self.writing:
-                if segment.size - segment.used >= (segment.size if whole else self._enough):
-                    return segment
-            elif segment.batch <= self._given_back:
-                segment.used = 0
-                segment.batch = self.writing
+        segment = self._current
+        if segment.batch == self.writing:
+            if segment.size - segment.used >= (segment.size if whole else self._enough):
                 return segment
-        return Segment(self.segments[0].size)
+        return self._next()
+
+    def _next(self) -> Segment:
+        segments = self.segments
+        place = (self._place + 1) % len(segments)
+        segment = segments[place]
+        if segment.batch > self._given_back:
+            count = len(segments)
+            if count == self._most:
+                return Segment(memoryview(bytearray(self.size)))
+            segment = Segment(self._memory[count * self.size : (count + 1) * self.size])
+            segments.insert(place, segment)
+        segment.used = 0
+        segment.batch = self.writing
+        self._place = place
+        self._current = segment
+        return segment
 
     def storage(self) -> list[object]:
         """The objects that own the memory: what a view of it has as `obj`."""
-        return [segment.memory.obj for segment in self.segments]
+        return [self._memory.obj]
 
     def hand_over(self) -> None:
         """What was written so far is being delivered: write no more behind it."""

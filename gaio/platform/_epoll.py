@@ -57,7 +57,9 @@ def event_format(machine: str) -> str:
 
 EVENT = struct.Struct(event_format(platform.machine()))
 
-MAX_EVENTS = 1024
+# Not more: with thousands of ready descriptors, a socket is read and answered while the processor still has it in its
+# cache. Nor fewer: each batch has a cost of its own. (benchmarks/NOTES.md)
+MAX_EVENTS = 256
 _WAKE = 0  # the eventfd's token; those of descriptors begin with 2
 
 # What to do about an error of EPOLL_CTL_DEL: nothing, the descriptor is not registered, which was the aim.

@@ -269,7 +269,7 @@ class IoUringBackend:
         self.features = 0
         try:
             self._set_up(entries, cq_entries or entries * 4)
-            self._swap_size = arena.segments[0].size
+            self._swap_size = arena.size
             self._provide_buffers()
             self._enter_now = _libc.collecting("syscall", self._returned)
             self._enter_and_wait = _libc.collecting("syscall", self._returned, waits=True)

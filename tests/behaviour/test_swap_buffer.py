@@ -116,15 +116,15 @@ def test_a_write_of_a_view_outlives_the_batch_it_came_from(watcher: AccountedWat
 
 
 def test_waiting_reads_take_no_memory_of_the_arena(make_watcher: MakeWatcher, pairs: Pairs) -> None:
-    """Far more of them than the arena has bytes; each still gets its own."""
-    watcher = make_watcher(swap_size=16)
-    ends = [pairs.unix() for _ in range(200)]
+    """More bytes come in one batch than the arena has room for; each read still gets its own."""
+    watcher = make_watcher(swap_size=4)
+    ends = [pairs.unix() for _ in range(300)]
     reads = [watcher.read(conn) for conn, _ in ends]
     assert watcher.wait(0) == []
     for number, (_, peer) in enumerate(ends):
-        peer.sendall(b"%d" % number)
+        peer.sendall(b"%04d" % number)
     watcher.finish(*reads)
-    assert [read.data for read in reads] == [b"%d" % number for number in range(200)]
+    assert [read.data for read in reads] == [b"%04d" % number for number in range(300)]
 
 
 def test_a_failed_read_lends_nothing(watcher: AccountedWatcher, pairs: Pairs) -> None:

@@ -13,11 +13,11 @@ DELIVER = st.just(("deliver", 0, False))
 
 
 @settings(max_examples=300, deadline=None)
-@given(size=st.integers(1, 64), steps=st.lists(st.one_of(READ, READ, READ, DELIVER), max_size=60))
+@given(size=st.integers(1, 64), limit=st.integers(1, 400), steps=st.lists(st.one_of(READ, READ, READ, DELIVER), max_size=60))
 def test_views_stay_intact_until_the_next_batch_is_fetched(
-    size: int, steps: list[tuple[str, int, bool]]
+    size: int, limit: int, steps: list[tuple[str, int, bool]]
 ) -> None:
-    arena = SwapArena(size)
+    arena = SwapArena(size, limit)
     written: list[tuple[memoryview, bytes]] = []  # of the batch being written
     delivered: list[tuple[memoryview, bytes]] = []  # what the caller has in hand
     stamp = 0
@@ -43,24 +43,35 @@ def test_views_stay_intact_until_the_next_batch_is_fetched(
 
 
 @settings(max_examples=100, deadline=None)
-@given(size=st.integers(16, 4096), lengths=st.lists(st.integers(1, 4096), max_size=50))
-def test_what_the_arena_cannot_hold_gets_memory_of_its_own(size: int, lengths: list[int]) -> None:
-    arena = SwapArena(size)
-    storage = arena.storage()
+@given(size=st.integers(16, 4096), limit=st.integers(1, 9999), lengths=st.lists(st.integers(1, 4096), max_size=50))
+def test_what_the_arena_cannot_hold_gets_memory_of_its_own(size: int, limit: int, lengths: list[int]) -> None:
+    arena = SwapArena(size, limit)
+    (storage,) = arena.storage()
     for length in lengths:
         segment = arena.room()
-        assert (segment.batch < 0) == (not any(segment.memory.obj is owned for owned in storage))
+        assert (segment.batch < 0) == (segment.memory.obj is not storage)
         segment.used += min(length, segment.size - segment.used)
-    assert sum(segment.used for segment in arena.segments) <= len(storage) * size
+    assert sum(segment.size for segment in arena.segments) <= max(limit, 2 * size)
 
 
 def test_memory_that_was_given_back_is_used_again() -> None:
     arena = SwapArena(64)
-    first = arena.room()
     for _ in range(100):
         segment = arena.room()
         assert segment.batch >= 0, "batch after batch fits into the arena when each is given back"
         segment.used += 60
         arena.give_back()
         arena.hand_over()
-    assert first in arena.segments
+    assert len(arena.segments) == 2, "one in delivery and one being written"
+
+
+def test_the_arena_grows_to_what_the_largest_batch_takes_and_no_further() -> None:
+    arena = SwapArena(64)
+    for _ in range(100):
+        for _ in range(20):
+            segment = arena.room()
+            assert segment.batch >= 0
+            segment.used = segment.size
+        arena.give_back()
+        arena.hand_over()
+    assert len(arena.segments) == 2 * 20
