@@ -14,7 +14,11 @@ from gaio.errors import (
     WatcherClosedError,
 )
 from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, WRITE, Operation, OpResult
-from gaio.watcher import Backend, BackendName, HasFileno, Stats, Watcher, backends
+from gaio.watcher import Watcher, backends
+
+TYPE_CHECKING = False  # see gaio/types.py
+if TYPE_CHECKING:
+    from gaio.types import Backend, BackendName, Conn, HasFileno, Stats, Writable
 
 __version__ = "0.1.0"
 
@@ -27,6 +31,7 @@ __all__ = [
     "Backend",
     "BackendName",
     "BackendUnavailableError",
+    "Conn",
     "ConnClosedError",
     "DeadlineError",
     "EmptyBufferError",
@@ -39,6 +44,20 @@ __all__ = [
     "UnsupportedConnError",
     "Watcher",
     "WatcherClosedError",
+    "Writable",
     "__version__",
     "backends",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """The names that gaio.types holds, when they are asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from gaio import types
+
+    return globals().setdefault(name, getattr(types, name))
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

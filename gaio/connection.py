@@ -17,11 +17,14 @@ import socket
 import stat
 import sys
 import weakref
-from typing import Any
 
 from gaio.errors import GaioError, UnsupportedConnError
 from gaio.platform import DATAGRAM, FILE, LISTENER, SEQPACKET, SOCKET, STREAM, _sockets
 from gaio.result import ACCEPT, CONNECT, SHUTDOWN, Operation, OpResult
+
+TYPE_CHECKING = False  # see gaio/types.py
+if TYPE_CHECKING:
+    from typing import Any
 
 NO_MORE: Any = OpResult()  # as the tail of a queue: it takes no more requests
 

@@ -8,47 +8,47 @@ memory follows the requests that are pending and not those that were ever submit
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, Generic, TypeVar
 
+TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-RequestT = TypeVar("RequestT")
+    from gaio.result import OpResult
 
 _FEW = 64  # shells that are not worth building the heap anew
 
 
-class Deadline(Generic[RequestT]):
+class Deadline:
     """When a request expires, in seconds of `time.monotonic()`."""
 
     __slots__ = ("when", "request")
 
-    def __init__(self, when: float, request: RequestT) -> None:
+    def __init__(self, when: float, request: OpResult) -> None:
         self.when = when
-        self.request: RequestT | None = request
+        self.request: OpResult | None = request
 
-    def __lt__(self, other: Deadline[RequestT]) -> bool:
+    def __lt__(self, other: Deadline) -> bool:
         return self.when < other.when
 
 
-class Deadlines(Generic[RequestT]):
+class Deadlines:
     """Pending deadlines, earliest first. Not thread-safe: it belongs to whoever has the watch."""
 
     __slots__ = ("entries", "_shells")
 
     def __init__(self) -> None:
-        self.entries: list[Deadline[RequestT]] = []
+        self.entries: list[Deadline] = []
         self._shells = 0
 
     def __len__(self) -> int:
         """Entries held, shells included."""
         return len(self.entries)
 
-    def add(self, deadline: Deadline[RequestT]) -> None:
+    def add(self, deadline: Deadline) -> None:
         """Take a deadline in. One that is called off already, or is here already, does no harm."""
         heappush(self.entries, deadline)
 
-    def call_off(self, deadline: Deadline[RequestT]) -> None:
+    def call_off(self, deadline: Deadline) -> None:
         """Forget the deadline: its request has finished."""
         if deadline.request is None:
             return
@@ -57,7 +57,7 @@ class Deadlines(Generic[RequestT]):
         if self._shells > _FEW and self._shells * 2 > len(self.entries):
             self.replace(self.entries)
 
-    def replace(self, deadlines: Iterable[Deadline[RequestT]]) -> None:
+    def replace(self, deadlines: Iterable[Deadline]) -> None:
         """Hold these deadlines and no others; those called off are left out.
 
         That is also how the heap is mended: comparing entries runs bytecode, so heappush() and heappop() that an
@@ -76,7 +76,7 @@ class Deadlines(Generic[RequestT]):
             self._shells -= 1
         return heap[0].when if heap else None
 
-    def expired(self, now: float) -> RequestT | None:
+    def expired(self, now: float) -> OpResult | None:
         """The request whose deadline passed first and has not been called off; it stays until `call_off()`."""
         when = self.earliest()
         if when is None or when > now:

@@ -36,7 +36,6 @@ import socket
 import sys
 import threading
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
 
 from gaio import platform
 from gaio.connection import NO_MORE, Connection, RequestQueue
@@ -52,9 +51,11 @@ from gaio.platform import DATAGRAM, LISTENER, _libc
 from gaio.result import ACCEPT, CONNECT, UNDER_WAY, WRITE, AcceptResult, OpResult
 from gaio.swap import SwapArena
 
+TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import FrameType
+    from typing import Any
 
 # The watcher thread takes the watch when the consumer has been away for so long, in seconds. A longer grace
 # delays the writes and deadlines of a consumer that computes; a shorter one makes the thread compete with a consumer
@@ -152,7 +153,7 @@ class Loop:
         self.leaving: dict[Connection, int] = {}
         self.resting: dict[OpResult, None] = {}  # accepts that ran out of descriptors, held back for a moment
         self.dying: list[int] = []  # the descriptor being closed
-        self.deadlines: Deadlines[OpResult] = Deadlines()
+        self.deadlines: Deadlines = Deadlines()
         self.cut_short = False
         self.retired: platform.Backend = CLOSED_BACKEND  # the backend while it is being closed
         self.visits = 0
@@ -581,8 +582,8 @@ class Loop:
         """The same for requests that move no bytes; their `error` is UNDER_WAY until something cancels them."""
         accepts = request.operation is ACCEPT
         if result >= 0:
-            if accepts:
-                cast(AcceptResult, request).own(result)
+            if isinstance(request, AcceptResult):
+                request.own(result)
             request.error = None
         elif result in (_ECANCELED, -errno.EINTR) or (accepts and result in _LOST_IN_THE_BACKLOG):
             if request.error is UNDER_WAY:
@@ -814,7 +815,7 @@ class Loop:
         self.partial.clear()
         self.ready.clear()
         queued: set[int] = set()
-        deadlines: list[Deadline[OpResult]] = []
+        deadlines: list[Deadline] = []
         for connection in list(self.descriptors.values()):
             for queue in connection.queues():
                 requests = [request for request in _chain(queue.head) if id(request) not in finished]

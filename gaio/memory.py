@@ -16,9 +16,12 @@ from __future__ import annotations
 import ctypes
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any
 
 from gaio.errors import EmptyBufferError
+
+TYPE_CHECKING = False  # see gaio/types.py
+if TYPE_CHECKING:
+    from typing import Any
 
 # A write of up to so many bytes is copied when it is submitted: that costs less than an export does, and
 # the caller may use the buffer again at once. Vectored writes are joined up to JOIN_LIMIT for the same reason.

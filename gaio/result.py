@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final
 
 from gaio.platform import _libc
 
+TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from gaio.deadlines import Deadline
 
 
@@ -68,7 +70,7 @@ class OpResult:
     _goal: int
     _offset: int
     _result: int
-    _deadline: Deadline[OpResult] | None
+    _deadline: Deadline | None
 
     @property
     def is_swap_buffer(self) -> bool:

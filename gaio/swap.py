@@ -63,9 +63,9 @@ class SwapArena:
         `whole` asks for one that is empty: what keeps message boundaries cuts off what does not fit.
         """
         segment = self._current
-        if segment.batch == self.writing:
-            if segment.size - segment.used >= (segment.size if whole else self._enough):
-                return segment
+        needed = segment.size if whole else self._enough
+        if segment.batch == self.writing and segment.size - segment.used >= needed:
+            return segment
         return self._next()
 
     def _next(self) -> Segment:

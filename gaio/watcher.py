@@ -13,10 +13,7 @@ import socket
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from gaio import platform
 from gaio.connection import (
@@ -43,49 +40,18 @@ from gaio.platform._affinity import set_thread_affinity
 from gaio.platform._libc import MAX_RW_COUNT
 from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, UNDER_WAY, WRITE, AcceptResult, Operation, OpResult
 
+TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import TracebackType
+    from typing import Any, TypeVar
+
     from typing_extensions import Buffer, Self
 
-_Argument = TypeVar("_Argument")
-_Outcome = TypeVar("_Outcome")
+    from gaio.types import Backend, BackendName, HasFileno, Stats
 
-BackendName = Literal["auto", "epoll", "kqueue", "io_uring"]
-
-
-class HasFileno(Protocol):
-    """A connected, pollable, weak-referenceable object: `socket.socket` first of all; also pipes, ttys, eventfds."""
-
-    def fileno(self) -> int: ...
-    def close(self) -> object: ...
-
-
-class Stats(NamedTuple):
-    """What `Watcher.stats()` tells: a snapshot, each number right for itself."""
-
-    conns: int
-    """Connections delegated now."""
-    pending: int
-    """Requests submitted and not yet completed."""
-    completions: int
-    """Results delivered so far."""
-    batches: int
-    """Batches they came in."""
-    wakeups: int
-    """Times a submitter had to wake whoever has the watch."""
-    gc_found: int
-    """Connections the garbage collector found unreferenced."""
-    gc_closed: int
-    """Of those, descriptors closed."""
-
-
-class Backend(NamedTuple):
-    """One entry of `backends()`."""
-
-    name: str
-    available: bool
-    reason: str
-    """Why not, or which kernel features it uses."""
-
+    _Argument = TypeVar("_Argument")
+    _Outcome = TypeVar("_Outcome")
 
 def backends() -> list[Backend]:
     """What this machine offers, best first. Each backend is tried out; nothing stays open."""
@@ -93,8 +59,10 @@ def backends() -> list[Backend]:
 
 
 def _tried_out(name: str) -> Backend:
+    from gaio.types import Backend
+
     try:
-        return Backend(*platform.offer(name))
+        return Backend(name, *platform.offer(name))
     except OSError as error:  # no descriptors are left to try it with
         return Backend(name, False, str(error))
 
@@ -552,6 +520,8 @@ class Watcher:
 
     def stats(self) -> Stats:
         """Counters, for monitoring. Any thread. Takes time in proportion to the number of connections."""
+        from gaio.types import Stats
+
         loop = self._loop
         # A set: the turn under way, or one that was cut short, has requests in two places.
         pending = {id(item) for item in loop.inbox.copy() if isinstance(item, OpResult)}
@@ -629,7 +599,7 @@ def _vet(timeout: float | None) -> None:
         _seconds(timeout)
 
 
-def _deadline(timeout: float, request: OpResult) -> Deadline[OpResult]:
+def _deadline(timeout: float, request: OpResult) -> Deadline:
     return Deadline(monotonic() + _seconds(timeout), request)
 
 
@@ -643,16 +613,16 @@ def _choose(backend: str | None) -> str:
     if backend == "auto":
         reasons = []
         for name in offered:
-            offer = platform.offer(name)
-            if offer.available:
+            available, reason = platform.offer(name)
+            if available:
                 return name
-            reasons.append(f"{name}: {offer.reason}")
+            reasons.append(f"{name}: {reason}")
         raise BackendUnavailableError(f"no backend works here: {'; '.join(reasons) or sys.platform + ' has none'}")
     if backend not in platform.KNOWN:
         raise ValueError(f"{asked_by}{backend!r}: the backends are {', '.join(platform.KNOWN)} and auto")
-    offer = platform.offer(backend)
-    if not offer.available:
-        raise BackendUnavailableError(f"{asked_by}{backend}: {offer.reason}")
+    available, reason = platform.offer(backend)
+    if not available:
+        raise BackendUnavailableError(f"{asked_by}{backend}: {reason}")
     return backend
 
 

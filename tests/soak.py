@@ -200,7 +200,7 @@ def clients(port: int, count: int) -> None:
 
 def soak(backend: str, seconds: float) -> list[str]:
     """What went wrong; nothing as a rule."""
-    name = cast(gaio.watcher.BackendName, backend)
+    name = cast("gaio.BackendName", backend)
     with gaio.Watcher(backend=name) as watcher, socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         port = listener.getsockname()[1]
         server = Server(watcher, listener)

@@ -41,11 +41,11 @@ from __future__ import annotations
 import errno
 import importlib
 import sys
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
 
+TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
-    from typing import Protocol
+    from collections.abc import Mapping, Sequence
+    from typing import Any, Protocol
 
     from gaio.swap import SwapArena
 
@@ -59,7 +59,7 @@ FILE = 4  # a pipe, terminal, eventfd …: read(2) and write(2) instead of recv(
 LISTENER = 5  # a listening socket: its inbound requests accept(2), and return the descriptor; it must not block
 
 
-if TYPE_CHECKING:  # making a Protocol takes time, and nobody needs one at run time
+if TYPE_CHECKING:
 
     class Request(Protocol):
         """What a backend sees of a request."""
@@ -112,14 +112,6 @@ if TYPE_CHECKING:  # making a Protocol takes time, and nobody needs one at run t
         def abandon(self) -> None: ...
 
 
-class Offer(NamedTuple):
-    """What one backend offers on this machine."""
-
-    name: str
-    available: bool
-    reason: str  # why not, or which kernel features it uses
-
-
 # Every backend there is; the module of each is named after it and offers open_backend and probe.
 KNOWN = ("epoll", "io_uring", "kqueue")
 
@@ -137,11 +129,15 @@ def names() -> tuple[str, ...]:
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
-def offer(name: str) -> Offer:
-    """Try the backend out on the running kernel and tell what came of it; OSError when it cannot be tried just now."""
+def offer(name: str) -> tuple[bool, str]:
+    """Try the backend out on the running kernel: whether it works, and why not or which kernel features it uses.
+
+    `OSError` when it cannot be tried just now.
+    """
     if name not in names():
-        return Offer(name, False, f"{sys.platform} does not have it")
-    return Offer(name, *_module(name).probe())
+        return False, f"{sys.platform} does not have it"
+    works: tuple[bool, str] = _module(name).probe()
+    return works
 
 
 def create(name: str, arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> Backend:

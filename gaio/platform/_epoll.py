@@ -18,13 +18,15 @@ import os
 import platform
 import struct
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
 from gaio.platform import FILE, NO_DESCRIPTORS, _libc
 from gaio.platform._eventfd import Wakeup
 from gaio.platform._readiness import ReadinessBackend
 
+TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
+    from typing import Any
+
     from gaio.platform import Descriptor
     from gaio.swap import SwapArena
 

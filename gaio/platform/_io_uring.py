@@ -50,14 +50,16 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any
 
 from gaio.memory import SocketAddress, Vector
 from gaio.platform import DATAGRAM, FILE, LISTENER, NO_DESCRIPTORS, SOCKET, _libc
 from gaio.platform._eventfd import Wakeup
 from gaio.platform._libc import IOV_MAX, MAX_RW_COUNT, address_of, msghdr
 
+TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
+    from typing import Any
+
     from gaio.platform import Descriptor
     from gaio.swap import SwapArena
 

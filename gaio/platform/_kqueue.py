@@ -29,7 +29,6 @@ import socket
 import stat
 from collections.abc import Callable, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any
 
 from gaio.platform import FILE, NO_DESCRIPTORS, _libc
 from gaio.platform._kqueue_abi import (
@@ -46,7 +45,10 @@ from gaio.platform._kqueue_abi import (
 )
 from gaio.platform._readiness import READY_FOR_GOOD, ReadinessBackend
 
+TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
+    from typing import Any
+
     from gaio.platform import Descriptor
     from gaio.swap import SwapArena
 

@@ -24,7 +24,10 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from itertools import repeat, starmap
-from typing import Any
+
+TYPE_CHECKING = False  # see gaio/types.py
+if TYPE_CHECKING:
+    from typing import Any
 
 _int, _uint, _long, _void_p = ctypes.c_int, ctypes.c_uint, ctypes.c_long, ctypes.c_void_p
 _size_t = ctypes.c_size_t

@@ -31,13 +31,15 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any
 
 from gaio.memory import SocketAddress, Vector
 from gaio.platform import DATAGRAM, FILE, LISTENER, SOCKET, STREAM, _libc
 from gaio.platform._libc import IOV_MAX, address_of, msghdr
 
+TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
+    from typing import Any
+
     from gaio.platform import Descriptor, Queue, Request
     from gaio.swap import Segment, SwapArena
 

@@ -6,7 +6,10 @@ import os
 import socket
 import struct
 import sys
-from typing import Any
+
+TYPE_CHECKING = False  # see gaio/types.py
+if TYPE_CHECKING:
+    from typing import Any
 
 # The BSDs and macOS begin a sockaddr with its length in one byte and the family in another; Linux has the family
 # in two bytes.

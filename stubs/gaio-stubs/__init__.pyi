@@ -21,6 +21,7 @@ __all__ = [
     "Backend",
     "BackendName",
     "BackendUnavailableError",
+    "Conn",
     "ConnClosedError",
     "DeadlineError",
     "EmptyBufferError",
@@ -33,6 +34,7 @@ __all__ = [
     "UnsupportedConnError",
     "Watcher",
     "WatcherClosedError",
+    "Writable",
     "__version__",
     "backends",
 ]
@@ -43,9 +45,11 @@ class HasFileno(Protocol):
     def fileno(self) -> int: ...
     def close(self) -> object: ...
 
+Conn: TypeAlias = HasFileno
+
 BackendName: TypeAlias = Literal["auto", "epoll", "kqueue", "io_uring"]
 
-_Writable: TypeAlias = Buffer | Sequence[Buffer]  # a sequence is one vectored write
+Writable: TypeAlias = Buffer | Sequence[Buffer]  # a sequence is one vectored write
 
 class Operation(IntEnum):
     READ = ...
@@ -117,7 +121,7 @@ class Watcher:
         self, conn: HasFileno, buf: Buffer, *, context: Any = None, timeout: float | None = None
     ) -> None: ...
     def write(
-        self, conn: HasFileno, buf: _Writable, *, context: Any = None, timeout: float | None = None
+        self, conn: HasFileno, buf: Writable, *, context: Any = None, timeout: float | None = None
     ) -> None: ...
     def accept(self, listener: HasFileno, *, context: Any = None, timeout: float | None = None) -> None: ...
     def connect(

@@ -27,12 +27,22 @@ def test_import_needs_nothing_but_the_standard_library() -> None:
     assert child.output_of(code) == "['gaio']"
 
 
+def test_import_does_without_typing() -> None:
+    """Which would take a third of the time; -S because `site` may import it for reasons of its own."""
+    code = """
+        import sys
+        import gaio
+        print("typing" in sys.modules, gaio.Stats.__name__, "typing" in sys.modules, "Stats" in dir(gaio))
+    """
+    assert child.output_of(code, "-S") == "False Stats True True"
+
+
 def test_every_public_name_is_there() -> None:
     code = """
         import gaio
         print([name for name in gaio.__all__ if not hasattr(gaio, name)], gaio.__version__)
         missing = set(
-            "Watcher Operation READ WRITE OpResult Stats Backend backends GaioError UnsupportedConnError "
+            "Watcher HasFileno Conn BackendName Writable Operation READ WRITE OpResult Stats Backend backends GaioError UnsupportedConnError "
             "EmptyBufferError InvalidCPUError WatcherClosedError ConnClosedError DeadlineError "
             "BackendUnavailableError".split()
         ) - set(gaio.__all__)

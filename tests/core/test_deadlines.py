@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gaio.deadlines import Deadline, Deadlines
+from gaio.result import OpResult
 
 STEPS = st.lists(
     st.one_of(
@@ -20,11 +21,11 @@ STEPS = st.lists(
 @settings(max_examples=200, deadline=None)
 @given(steps=STEPS)
 def test_expires_what_a_sorted_list_would(steps: list[tuple[str, float]]) -> None:
-    deadlines: Deadlines[str] = Deadlines()
-    pending: list[Deadline[str]] = []
-    for number, (step, value) in enumerate(steps):
+    deadlines: Deadlines = Deadlines()
+    pending: list[Deadline] = []
+    for step, value in steps:
         if step == "add":
-            entry = Deadline(value, f"request {number}")
+            entry = Deadline(value, OpResult())
             deadlines.add(entry)
             pending.append(entry)
         elif step == "call off" and pending:
@@ -33,7 +34,7 @@ def test_expires_what_a_sorted_list_would(steps: list[tuple[str, float]]) -> Non
             due = [entry for entry in pending if entry.when <= value]
             while (request := deadlines.expired(value)) is not None:
                 first = min(pending, key=lambda entry: entry.when).when
-                entry = next(entry for entry in pending if entry.request == request)
+                entry = next(entry for entry in pending if entry.request is request)
                 assert entry.when == first
                 due.remove(entry)
                 pending.remove(entry)
@@ -44,8 +45,8 @@ def test_expires_what_a_sorted_list_would(steps: list[tuple[str, float]]) -> Non
 
 
 def test_an_entry_called_off_lets_go_of_its_request() -> None:
-    deadlines: Deadlines[object] = Deadlines()
-    entry = Deadline(1.0, object())
+    deadlines: Deadlines = Deadlines()
+    entry = Deadline(1.0, OpResult())
     deadlines.add(entry)
     deadlines.call_off(entry)
     deadlines.call_off(entry)
@@ -54,10 +55,10 @@ def test_an_entry_called_off_lets_go_of_its_request() -> None:
 
 
 def test_an_entry_that_is_added_twice_expires_once() -> None:
-    deadlines: Deadlines[str] = Deadlines()
-    entry = Deadline(1.0, "request")
+    deadlines: Deadlines = Deadlines()
+    entry = Deadline(1.0, OpResult())
     deadlines.add(entry)
     deadlines.add(entry)
-    assert deadlines.expired(1.0) == "request"
+    assert deadlines.expired(1.0) is entry.request is not None
     deadlines.call_off(entry)
     assert deadlines.expired(1.0) is None

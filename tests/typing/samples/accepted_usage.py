@@ -24,6 +24,8 @@ class Wrapped:
 
 
 as_conn: gaio.HasFileno = Wrapped()
+by_its_short_name: gaio.Conn = as_conn
+writable: gaio.Writable = [b"one", bytearray(b"two")]
 name: gaio.BackendName = "epoll"
 
 watcher = gaio.Watcher()

@@ -1,0 +1,59 @@
+"""Names for annotations, and the named tuples that report something.
+
+They are imported when they are asked for: `typing`, which they need, would take a third of the time of `import gaio`.
+For the same reason no other module imports it but for the type checker.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+elif sys.version_info >= (3, 12):
+    from collections.abc import Buffer
+else:
+    Buffer = Any  # PEP 688 gave it a name in Python 3.12
+
+BackendName = Literal["auto", "epoll", "kqueue", "io_uring"]
+Writable = Buffer | Sequence[Buffer]  # a sequence is one vectored write
+
+
+class HasFileno(Protocol):
+    """A connected, pollable, weak-referenceable object: `socket.socket` first of all; also pipes, ttys, eventfds."""
+
+    def fileno(self) -> int: ...
+    def close(self) -> object: ...
+
+
+Conn = HasFileno
+
+
+class Stats(NamedTuple):
+    """What `Watcher.stats()` tells: a snapshot, each number right for itself."""
+
+    conns: int
+    """Connections delegated now."""
+    pending: int
+    """Requests submitted and not yet completed."""
+    completions: int
+    """Results delivered so far."""
+    batches: int
+    """Batches they came in."""
+    wakeups: int
+    """Times a submitter had to wake whoever has the watch."""
+    gc_found: int
+    """Connections the garbage collector found unreferenced."""
+    gc_closed: int
+    """Of those, descriptors closed."""
+
+
+class Backend(NamedTuple):
+    """One entry of `backends()`."""
+
+    name: str
+    available: bool
+    reason: str
+    """Why not, or which kernel features it uses."""
