@@ -213,6 +213,9 @@ POLL = 2  # the descriptor said EAGAIN: poll it
 POLLED = 3  # it has been polled: go ahead
 
 ENTRIES = 1024
+CQ_ENTRIES = 16 * ENTRIES  # 16,000 requests can come back at once before the kernel has to keep any elsewhere
+# So many completions are taken at a time, for the reasons that MAX_EVENTS of epoll has; the rest stays in the CQ.
+MAX_COMPLETIONS = 256
 BUFFER_GROUP = 0
 
 # Errors of io_uring_enter(2) that say "later", each for its reason: EINTR a signal came; ETIME the timeout passed;
@@ -252,7 +255,7 @@ class IoUringBackend:
         arena: SwapArena,
         descriptors: Mapping[int, Descriptor],
         entries: int = ENTRIES,
-        cq_entries: int | None = None,
+        cq_entries: int = CQ_ENTRIES,
     ) -> None:
         self.completed: list[Any] = []
         self._descriptors = descriptors
@@ -270,7 +273,7 @@ class IoUringBackend:
         self.setup_flags = 0
         self.features = 0
         try:
-            self._set_up(entries, cq_entries or entries * 4)
+            self._set_up(entries, cq_entries)
             self._swap_size = arena.size
             self._provide_buffers()
             self._enter_now = _libc.collecting("syscall", self._returned)
@@ -547,7 +550,7 @@ class IoUringBackend:
             if not self._reap() and timeout != 0:
                 self._enter_blocking(timeout)
                 self._reap()
-        else:
+        elif not self._reap():
             self._enter_blocking(timeout)
             self._reap()
         while self._ksq_flags[0] & IORING_SQ_CQ_OVERFLOW:
@@ -601,7 +604,7 @@ class IoUringBackend:
         self._write_entries([entry])
 
     def _reap(self) -> bool:
-        """Work through the CQEs there are; whether there were any."""
+        """Work through CQEs, at most MAX_COMPLETIONS; whether there were any."""
         head, consumed, position = self._reaped
         tail = self._kcq_tail[0]
         if head == tail:
@@ -609,6 +612,9 @@ class IoUringBackend:
         if _WEAKLY_ORDERED:
             self._keep_order()
         count = (tail - head) & _MASK32
+        if count > MAX_COMPLETIONS:
+            count = MAX_COMPLETIONS
+            tail = (head + count) & _MASK32
         first = (head & self._cq_mask) * CQE.size
         span: Any = self._kcqes[first : first + count * CQE.size]
         if len(span) < count * CQE.size:
@@ -827,7 +833,7 @@ def _probe_once(_process: int) -> tuple[bool, str]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         trial = _Trial(ours.fileno())
-        backend = IoUringBackend(SwapArena(64), {2: trial}, entries=4)
+        backend = IoUringBackend(SwapArena(64), {2: trial}, entries=4, cq_entries=8)
         try:
             backend.start([trial])
             theirs.send(b"?")

@@ -28,7 +28,7 @@ class MakeRing(Protocol):
     """The fixture make_ring."""
 
     def __call__(
-        self, entries: int = ..., cq_entries: int | None = ..., swap_size: int = ...
+        self, entries: int = ..., cq_entries: int = ..., swap_size: int = ...
     ) -> AccountedWatcher: ...
 
 
@@ -37,7 +37,7 @@ def make_ring(make_watcher: MakeWatcher, monkeypatch: pytest.MonkeyPatch) -> Mak
     """Makes accounted watchers on rings with so many submission and completion queue entries."""
 
     def make(
-        entries: int = _io_uring.ENTRIES, cq_entries: int | None = None, swap_size: int = 65536
+        entries: int = _io_uring.ENTRIES, cq_entries: int = _io_uring.CQ_ENTRIES, swap_size: int = 65536
     ) -> AccountedWatcher:
         with monkeypatch.context() as patch:
             tiny = functools.partial(_io_uring.IoUringBackend, entries=entries, cq_entries=cq_entries)

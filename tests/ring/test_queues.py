@@ -158,3 +158,22 @@ def test_a_wake_up_that_the_kernel_gave_up_is_armed_again(make_ring: MakeRing, p
         write = watcher.write(conn, b"heard")
         assert harvesting.result() == [write]
         assert peer.recv(10) == b"heard"
+
+
+def test_what_one_batch_does_not_take_comes_with_the_next(
+    make_ring: MakeRing, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No system call, and no event, is needed for what stands in the completion queue already."""
+    monkeypatch.setattr(_io_uring, "MAX_COMPLETIONS", 3)
+    watcher = make_ring()
+    ends = [pairs.unix() for _ in range(10)]
+    reads = [watcher.read(conn) for conn, _ in ends]
+    assert watcher.wait(0) == []
+    for number, (_, peer) in enumerate(ends):
+        peer.send(b"%d" % number)
+    sizes: list[int] = []
+    while sum(sizes) < len(reads):
+        sizes.append(len(watcher.wait(30)))
+    assert max(sizes) <= 3
+    assert [read.data for read in reads] == [b"%d" % number for number in range(10)]
+    assert watcher.wait(0) == []
