@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 def backends() -> list[Backend]:
     """What this machine offers, best first. Each backend is tried out; nothing stays open."""
-    return [_tried_out(name) for name in platform.names()]
+    return [_tried_out(name) for name in platform.best_first()]
 
 
 def _tried_out(name: str) -> Backend:
@@ -88,6 +88,8 @@ class Watcher:
             raise TypeError(f"swap_size must be a number of bytes, not {swap_size!r}")
         if not 1 <= swap_size <= MAX_RW_COUNT:
             raise ValueError(f"swap_size must be from 1 to {MAX_RW_COUNT} bytes, not {swap_size}")
+        import gaio.types  # noqa: F401  # for stats(), which may be called when no descriptor is left to read it with
+
         loop = self._loop = (DevelopmentLoop if sys.flags.dev_mode else Loop)(_choose(backend), swap_size)
         self._inbox = loop.inbox
         self._connections = loop.connections
@@ -609,10 +611,9 @@ def _choose(backend: str | None) -> str:
     if backend is None:
         asked_by = "GAIO_BACKEND="
         backend = os.environ.get("GAIO_BACKEND") or "auto"
-    offered = platform.names()
     if backend == "auto":
         reasons = []
-        for name in offered:
+        for name in platform.best_first():
             available, reason = platform.offer(name)
             if available:
                 return name

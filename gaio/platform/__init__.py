@@ -117,12 +117,23 @@ KNOWN = ("epoll", "io_uring", "kqueue")
 
 
 def names() -> tuple[str, ...]:
-    """The backends that gaio has for this kind of system, the one `auto` prefers first."""
+    """The backends that gaio has for this kind of system."""
     if sys.platform.startswith("linux"):
         return ("epoll", "io_uring", "kqueue")
     if sys.platform.startswith(("darwin", "freebsd", "dragonfly", "netbsd", "openbsd")):
         return ("kqueue",)
     return ()
+
+
+def best_first() -> tuple[str, ...]:
+    """The same in the order in which `auto` tries them."""
+    found = names()
+    try:
+        if "io_uring" in found and _module("io_uring").is_ahead():
+            return ("io_uring", "epoll", "kqueue")
+    except (OSError, AttributeError):
+        pass  # it does not work here, or not just now: offer() tells why
+    return found
 
 
 # open(2): the process, or the system, has no descriptors left just now, which says nothing about the kernel.

@@ -827,7 +827,8 @@ class _Trial:
 
 
 @functools.lru_cache(maxsize=1)
-def _probe_once(_process: int) -> tuple[bool, str]:
+def _probe_once(_process: int) -> tuple[bool, str, bool]:
+    """Whether it works, why not or what it uses, and whether buffers are consumed by bytes."""
     from gaio.swap import SwapArena
 
     ours, theirs = socket.socketpair()
@@ -841,15 +842,15 @@ def _probe_once(_process: int) -> tuple[bool, str]:
             while not backend.completed and monotonic() < deadline:
                 backend.wait(0.1)
             if trial._result != 1 or bytes(trial.buffer) != b"?":
-                return False, f"a receive into a provided buffer returned {trial._result}"
+                return False, f"a receive into a provided buffer returned {trial._result}", False
             backend.completed.clear()
             backend.start([trial])
             backend.cancel(trial)
             while not backend.completed and monotonic() < deadline:
                 backend.wait(0.1)
             if trial._result != -errno.ECANCELED:
-                return False, f"a cancelled receive returned {trial._result}"
-            return True, backend.describe()
+                return False, f"a cancelled receive returned {trial._result}", False
+            return True, backend.describe(), backend.incremental
         finally:
             backend.close()
 
@@ -873,8 +874,19 @@ def probe() -> tuple[bool, str]:
     Never by version: containers and hardened kernels refuse it with EPERM or ENOSYS as a matter of course.
     """
     try:
-        return _probe_once(os.getpid())
+        works, how, _ = _probe_once(os.getpid())
+        return works, how
     except (OSError, AttributeError) as error:  # which is not remembered: memory may be short for the moment only
         if getattr(error, "errno", None) in NO_DESCRIPTORS:
             raise
         return False, _why_not(error)
+
+
+def is_ahead() -> bool:
+    """Whether `auto` should take it and not epoll: where it is as fast or faster with few connections and thousands.
+
+    That was measured (benchmarks/NOTES.md). It needs buffers that are consumed by bytes, or thousands of messages find
+    none; and it was measured on processors that keep the order of loads and stores alone.
+    """
+    works, _, incremental = _probe_once(os.getpid())
+    return works and incremental and not _WEAKLY_ORDERED

@@ -71,7 +71,7 @@ def test_nothing_that_works() -> None:
     code = """
     import errno, resource, runpy, sys
     import argparse, json, platform, shutil  # before there are no descriptors left to open their files with
-    import gaio, gaio.__main__
+    import gaio, gaio.__main__, gaio.types
     for name in ("epoll", "io_uring", "kqueue"):
         try:
             __import__(f"gaio.platform._{name}")

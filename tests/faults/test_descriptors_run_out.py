@@ -221,3 +221,17 @@ detached.close()
 peer.close()
 """,
     )
+
+
+def test_statistics_need_no_descriptor(backend: Name) -> None:
+    """A server that has run out of them can still tell how it is."""
+    run(
+        backend,
+        """
+watcher = gaio.Watcher(backend={backend!r})
+taken = take_all()
+assert watcher.stats().conns == 0
+give_back(taken, len(taken))
+watcher.close()
+""",
+    )

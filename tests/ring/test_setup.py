@@ -97,7 +97,8 @@ def test_running_out_of_descriptors_once_does_not_rule_it_out_for_good(libc: Fau
     """The outcome of trying is remembered, but not that of a moment without descriptors or memory."""
     for error in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
         _io_uring._probe_once.cache_clear()
-        libc.fail("syscall", error, when=is_call(_io_uring.SYS_io_uring_setup))
+        # Twice: when it is asked which is the best, and when it is asked why not.
+        libc.fail("syscall", error, times=2, when=is_call(_io_uring.SYS_io_uring_setup))
         found = offer()
         assert not found.available
         assert os.strerror(error) in found.reason
@@ -146,6 +147,8 @@ def test_an_older_kernel_consumes_whole_buffers(libc: FaultyLibc) -> None:
     assert offer().available, offer().reason
     assert "provided-buffer ring" in offer().reason
     assert "incremental" not in offer().reason
+    with gaio.Watcher() as watcher:
+        assert watcher.backend == "epoll", "with whole buffers io_uring is behind it"
 
 
 def test_a_kernel_without_the_features_is_refused(libc: FaultyLibc, monkeypatch: pytest.MonkeyPatch) -> None:
