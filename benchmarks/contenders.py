@@ -31,6 +31,7 @@ class Contender:
     protocols: frozenset[str] = frozenset({"echo", "ping", "http"})
     can_burn: bool = True  # a Python thread can compute in its process
     caller_buffers: bool = False  # reads into buffers that each connection owns
+    flow_control: bool = False  # reads on only when what came before has been answered
     single_request: str = ""  # its name in single_request.py, where it takes part in that
     quick: bool = False  # takes part in a --quick run
 
@@ -119,6 +120,7 @@ def _gaio_contenders(backend: str) -> list[Contender]:
             _python_server("gaio_watcher", "--backend", backend, "--variant", "caller"),
             frozenset({"echo"}),
             caller_buffers=True,
+            flow_control=True,
             quick=True,
         ),
         Contender(
@@ -174,9 +176,11 @@ ALL: list[Contender] = [
         frozenset({"echo"}),
         caller_buffers=True,
     ),
-    Contender("asyncio-streams", "asyncio streams", _nothing, _python_server("asyncio_streams")),
-    Contender("trio", "trio", _package("trio"), _python_server("trio_streams")),
-    Contender("gevent", "gevent StreamServer", _package("gevent"), _python_server("gevent_streamserver")),
+    Contender("asyncio-streams", "asyncio streams", _nothing, _python_server("asyncio_streams"), flow_control=True),
+    Contender("trio", "trio", _package("trio"), _python_server("trio_streams"), flow_control=True),
+    Contender(
+        "gevent", "gevent StreamServer", _package("gevent"), _python_server("gevent_streamserver"), flow_control=True
+    ),
     Contender(
         "go-gaio",
         "Go gaio",

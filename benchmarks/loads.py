@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .contenders import Contender
 
-GROUPS = ("echo", "idle", "burn", "ping", "http", "memory", "latency", "import")
+GROUPS = ("echo", "idle", "burn", "neighbours", "ping", "http", "memory", "latency", "import")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Load:
             "echo": f"echo of {_bytes(self.size)}, {connections}",
             "idle": f"echo of {_bytes(self.size)}, {connections} busy among {self.idle:,} idle ones",
             "burn": f"echo of {_bytes(self.size)}, {connections}, a Python thread computing in the server",
+            "neighbours": f"echo of {_bytes(self.size)}, {connections}, beside three bad neighbours",
             "ping": f"RESP PING by redis-benchmark, {connections}",
             "http": f"HTTP hello by wrk, {connections}",
             "memory": f"resident memory per idle connection with a read pending, {connections}",
@@ -38,6 +39,8 @@ class Load:
             return False
         if self.group in ("ping", "http"):
             return self.group in contender.protocols
+        if self.group == "neighbours":
+            return contender.flow_control
         if self.group == "burn":
             return contender.can_burn and not contender.caller_buffers
         # Buffers of the caller are the caller's memory: they would say nothing of the contender.
@@ -64,6 +67,7 @@ ALL = [
     Load("echo", 64, LARGE, quick=False),
     Load("idle", 64, SMALL, idle=10_000, quick=False),
     Load("burn", 64, SMALL),
+    Load("neighbours", 64, SMALL, quick=False),
     Load("ping", 64, quick=False),
     Load("http", 64, quick=False),
     Load("memory", 8000, placements=("free",)),

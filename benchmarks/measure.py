@@ -1,5 +1,6 @@
 """How each load is measured: a fresh server in its place, a load in its own, and the figures of one round."""
 
+import contextlib
 import csv
 import json
 import re
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from . import places
 from .contenders import Contender, Request
 from .loads import Load
-from .processes import Failed, Placement, Server, run, usable_processors
+from .processes import Failed, Placement, Server, beside, run, usable_processors
 
 Figures = dict[str, float]
 
@@ -45,6 +46,7 @@ def measure(contender: Contender, load: Load, placement: Placement, timing: Timi
         "echo": echo,
         "idle": echo,
         "burn": echo,
+        "neighbours": neighbours,
         "ping": ping,
         "http": http,
         "memory": memory,
@@ -53,12 +55,18 @@ def measure(contender: Contender, load: Load, placement: Placement, timing: Timi
     return kinds[load.group](contender, load, placement, timing)
 
 
-def echo(contender: Contender, load: Load, placement: Placement, timing: Timing) -> Figures:
+def echo(
+    contender: Contender, load: Load, placement: Placement, timing: Timing, *, bad_neighbours: bool = False
+) -> Figures:
     # The first round of very many connections is one burst: let it pass.
     warm_up = timing.warm_up + load.connections / 20_000
     limit = timing.seconds + warm_up + 60
     request = Request("echo", int(limit) + 10, load.group == "burn", load.size)
-    with Server(contender, request, placement) as server:
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Server(contender, request, placement))
+        if bad_neighbours:
+            command = [sys.executable, "-m", "benchmarks.bad_neighbours", str(server.port), str(limit)]
+            stack.enter_context(beside(command, placement.load))
         try:
             said = json.loads(
                 run(
@@ -94,6 +102,15 @@ def echo(contender: Contender, load: Load, placement: Placement, timing: Timing)
         **_cpu_per_request(user, kernel, said["requests"]),
         "server_busy": (user + kernel) / said["seconds"],
         "load_busy": load_cpu / said["seconds"],
+    }
+
+
+def neighbours(contender: Contender, load: Load, placement: Placement, timing: Timing) -> Figures:
+    """The figures beside bad neighbours, and the latency of the same load without them."""
+    calm = echo(contender, load, placement, timing)
+    return {
+        **echo(contender, load, placement, timing, bad_neighbours=True),
+        **{f"calm_{name}": calm[name] for name in ("p50_us", "p99_us")},
     }
 
 

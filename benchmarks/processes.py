@@ -161,6 +161,18 @@ class Bystanders:
         return total - idle / os.sysconf("SC_CLK_TCK") - sum(ours[:4]), total
 
 
+@contextlib.contextmanager
+def beside(command: list[str], processors: frozenset[int]) -> Iterator[None]:
+    """A program that runs meanwhile and is ended by its process id."""
+    with on_processors(processors):
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=places.PROJECT)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 def run(command: list[str], processors: frozenset[int], limit: float) -> str:
     """What a program printed on standard output; it has to end by itself, well, and in time."""
     with on_processors(processors):

@@ -180,6 +180,8 @@ def _point_table(point: Point, summary: Summary) -> str:
             row.append(f"{figures['server_busy'].median:.0%} / {figures['load_busy'].median:.0%}")
         if large:
             row.append(f"{figures['megabytes_per_second'].median:,.0f}")
+        if point.group == "neighbours":
+            row.append(f"{figures['calm_p50_us'].median:,.0f} / {figures['calm_p99_us'].median:,.0f}")
         rows.append(row)
     head = [
         "contender",
@@ -191,6 +193,7 @@ def _point_table(point: Point, summary: Summary) -> str:
         "kernel µs/request",
     ]
     head += ["server / load busy"] * own_load + ["MB/s"] * large
+    head += ["without them p50 / p99 µs"] * (point.group == "neighbours")
     return _table(head, rows)
 
 

@@ -86,7 +86,7 @@ def ratios() -> Iterator[Ratio]:
 def judge(found: dict[Point, Summary]) -> list[Verdict]:
     """A row for each target whose figures are in this run."""
     judges: list[Callable[[dict[Point, Summary]], Verdict | None]] = [ratio.judge for ratio in ratios()]
-    judges += [_memory, _many_connections, _import]
+    judges += [_memory, _many_connections, _neighbours, _import]
     return [verdict for one in judges if (verdict := one(found)) is not None]
 
 
@@ -108,6 +108,16 @@ def _many_connections(found: dict[Point, Summary]) -> Verdict | None:
         if (own := rate(many, f"gaio-{backend}")) and (at_64 := rate(some, f"gaio-{backend}"))
     }
     return Verdict(echo(8000, "pinned").title, "itself at 64 connections", 0.75, reached) if reached else None
+
+
+def _neighbours(found: dict[Point, Summary]) -> Verdict | None:
+    point = Point("neighbours", 64, 64, 0, "pinned")
+    reached = {
+        backend: figures["p99_us"].median / figures["calm_p99_us"].median
+        for backend in BACKENDS
+        if (figures := found.get(point, {}).get(f"gaio-{backend}-caller"))
+    }
+    return Verdict(f"p99, {point.title}", "itself without them", 3, reached, at_most=True) if reached else None
 
 
 def _import(found: dict[Point, Summary]) -> Verdict | None:

@@ -229,20 +229,19 @@ _WEAKLY_ORDERED = machine.machine() not in ("x86_64", "AMD64", "i386", "i686")
 _MASK32 = 0xFFFFFFFF
 
 
-def buffer_geometry(swap_size: int, incremental: bool) -> tuple[int, int]:
-    """Bytes and number of the provided buffers; the number is a power of two.
+def buffer_geometry(swap_size: int, incremental: bool) -> tuple[int, int, int]:
+    """Bytes of a provided buffer, how many the kernel gets at first, and the most; these are powers of two.
 
     A batch can have as many messages as there are connections, however small they are. Where each takes a whole
-    buffer there are many of these, and a read is cut to a quarter of `swap_size`. Both ways it is address space, which
-    costs memory only where it has been written.
+    buffer there are many of these, and a read is cut to a quarter of `swap_size`.
     """
     if not incremental:
-        return max(1, swap_size // 4), 1024
+        return max(1, swap_size // 4), 64, 1024
     size = min(max(4 * swap_size, 65536), MAX_RW_COUNT)  # a message is cut where a buffer ends: not too often
-    count = 64
-    while count > 2 and size * count > 1 << 30:
-        count //= 2
-    return size, count
+    most = 64
+    while most > 4 and size * most > 1 << 30:  # bytes of address space
+        most //= 2
+    return size, 4, most
 
 
 class IoUringBackend:
@@ -351,40 +350,42 @@ class IoUringBackend:
                 raise
             self._register_buffers(*buffer_geometry(self._swap_size, False), 0)
 
-    def _register_buffers(self, size: int, count: int, flags: int) -> None:
+    def _register_buffers(self, size: int, at_first: int, most: int, flags: int) -> None:
         self.incremental = flags & IOU_PBUF_RING_INC != 0
         self._buffer_size = size
-        self._buffer_count = count
-        self._buffer_mask = count - 1
+        self._buffer_mask = most - 1
         self._consumed_at_least = 0 if self.incremental else size
         self._swap_read_size = min(size, self._swap_size)
-        self._swap_reads_at_once = size * count // self._swap_read_size
         # Not a multiple of 4096 apart, or the first lines of all buffers would compete for the same few
         # lines of the processor's cache.
         self._buffer_stride = size + 64
-        self._buffers = memoryview(mmap.mmap(-1, self._buffer_stride * count))
+        self._buffers = memoryview(mmap.mmap(-1, self._buffer_stride * most))
         self.swap_storage: Sequence[object] = (self._buffers.obj,)
         self._buffers_at = ctypes.addressof(ctypes.c_char.from_buffer(self._buffers))
-        self._ring_memory = mmap.mmap(-1, max(count * BUF_SIZE, mmap.PAGESIZE))
+        self._ring_memory = mmap.mmap(-1, max(most * BUF_SIZE, mmap.PAGESIZE))
         _libc.not_for_children(self._ring_memory)
         self._buffer_tail = memoryview(self._ring_memory)[BUF_RING_TAIL : BUF_RING_TAIL + 2].cast("H")
+        self._buffer_in = [0] * most  # which buffer each entry of the ring holds
         self._handed_over = 0  # provided buffers consumed up to the batch in the caller's hands
-        self._write_buffer_entries(0, count)
+        self._too_few_buffers = False
+        for index in range(at_first):
+            self._write_buffer_entry(index, index)
         registration = io_uring_buf_reg(
             ring_addr=ctypes.addressof(ctypes.c_char.from_buffer(self._ring_memory)),
-            ring_entries=count,
+            ring_entries=most,
             bgid=BUFFER_GROUP,
             flags=flags,
         )
         io_uring_register = _libc.system_call(SYS_io_uring_register, "io_uring_register")
         io_uring_register(self._ring, IORING_REGISTER_PBUF_RING, ctypes.addressof(registration), 1)
-        self._buffer_tail[0] = count
+        self._provided = (at_first, at_first)  # the ring's tail, and how many buffers there are
+        self._buffer_tail[0] = at_first
 
-    def _write_buffer_entries(self, first: int, count: int) -> None:
-        for index in range(first, first + count):
-            number = index & self._buffer_mask
-            address = self._buffers_at + number * self._buffer_stride
-            BUF.pack_into(self._ring_memory, number * BUF_SIZE, address, self._buffer_size, number)
+    def _write_buffer_entry(self, index: int, number: int) -> None:
+        index &= self._buffer_mask
+        self._buffer_in[index] = number
+        address = self._buffers_at + number * self._buffer_stride
+        BUF.pack_into(self._ring_memory, index * BUF_SIZE, address, self._buffer_size, number)
 
     # --- descriptors ----------------------------------------------------------------------------------------
 
@@ -565,11 +566,12 @@ class IoUringBackend:
         With thousands of them, most would only come back for want of one, again and again.
         """
         requests = []
-        buffers = self._swap_reads_at_once
+        buffers = self._provided[1] * self._buffer_size // self._swap_read_size
         for request in self._parked:
             queue = request._queue
             if request._memory is None and not queue.outbound and queue.ready < POLL:
                 if not buffers:
+                    self._too_few_buffers = True
                     continue  # the next give_back() is for these
                 buffers -= 1
             requests.append(request)
@@ -622,7 +624,7 @@ class IoUringBackend:
         descriptors = self._descriptors
         completed = self.completed
         buffers, stride, mask = self._buffers, self._buffer_stride, self._buffer_mask
-        size, at_least = self._buffer_size, self._consumed_at_least
+        size, at_least, buffer_in = self._buffer_size, self._consumed_at_least, self._buffer_in
         for token, result, flags in CQE.iter_unpack(span):
             descriptor = descriptors.get(token & -2)
             if descriptor is None:
@@ -632,7 +634,7 @@ class IoUringBackend:
             request = queue.waiting
             if flags & IORING_CQE_F_BUFFER:
                 number = flags >> IORING_CQE_BUFFER_SHIFT
-                if number != consumed & mask:
+                if number != buffer_in[consumed & mask]:
                     raise RuntimeError("the kernel handed out swap buffers out of order: use GAIO_BACKEND=epoll")
                 start = number * stride + position
                 position += result if result > at_least else at_least
@@ -666,6 +668,7 @@ class IoUringBackend:
         """
         if result == -errno.ENOBUFS and request._memory is None and queue.descriptor.kind != LISTENER:
             self._parked[request] = None  # until buffers are given back
+            self._too_few_buffers = True
             queue.waiting = None
             return True
         if queue.ready == POLL and result >= 0:
@@ -709,14 +712,20 @@ class IoUringBackend:
             self.wake()  # they wait for give_back(): a loop that this is nested in must come back for that
 
     def give_back(self) -> None:
-        tail = (self._handed_over + self._buffer_count) & 0xFFFF
-        before = self._buffer_tail[0]
+        tail, count = self._provided
+        before, tail = tail, self._handed_over + count
+        for index in range(before, tail):
+            self._write_buffer_entry(index, self._buffer_in[(index - count) & self._buffer_mask])
+        if self._too_few_buffers:
+            for number in range(count, min(2 * count, self._buffer_mask + 1)):
+                self._write_buffer_entry(tail, number)
+                tail, count = tail + 1, count + 1
         if tail != before:
-            if self.incremental:  # the kernel has counted the entries down, and sees them again with the new tail
-                self._write_buffer_entries(before, (tail - before) & 0xFFFF)
-                if _WEAKLY_ORDERED:
-                    self._keep_order()
-            self._buffer_tail[0] = tail
+            if _WEAKLY_ORDERED:
+                self._keep_order()
+            self._provided = (tail, count)
+        self._buffer_tail[0] = tail & 0xFFFF  # always: the last time may have been cut short before this
+        self._too_few_buffers = False
         if self._parked:
             self._unpark = True
 

@@ -87,7 +87,7 @@ def test_10_000_cancellations_race_completions(make_ring: MakeRing, pairs: Pairs
 
     for conn, _ in ends:
         submit(conn)
-    while outcomes[gaio.DeadlineError] < 10_000:
+    while outcomes[gaio.DeadlineError] < 10_000 or outcomes[type(None)] < 100:  # or nothing raced
         for read in watcher.wait(30):
             submit(book(read))
     stop.set()
@@ -100,7 +100,6 @@ def test_10_000_cancellations_race_completions(make_ring: MakeRing, pairs: Pairs
             watcher.finish(read)
             book(read)
         assert floods[id(conn)] == stream(0, sent[id(conn)])
-    assert outcomes[type(None)] > 100, "no read finished in time, so nothing raced"
 
 
 @pytest.mark.scenario(10, 14, on="io_uring")

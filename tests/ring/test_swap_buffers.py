@@ -24,7 +24,7 @@ SIZE = 64
 @pytest.fixture(params=["offered", "whole"], autouse=True)
 def few_buffers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few and small, consumed the way that this kernel offers, and the way every kernel does: as a whole."""
-    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda swap_size, incremental: (SIZE, COUNT))
+    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda *_: (SIZE, COUNT, COUNT))
     if request.param == "whole":
         refuse_incremental_buffers(FaultyLibc(monkeypatch))
 
@@ -120,8 +120,30 @@ def test_a_read_that_waits_for_a_buffer_can_be_cut_off(make_ring: MakeRing, pair
     assert sum(read.error is None for read in reads) >= COUNT
 
 
-def test_views_stay_intact_through_many_rounds_of_the_ring(make_ring: MakeRing, pairs: Pairs) -> None:
+def test_there_are_as_many_buffers_as_the_largest_batches_take(
+    make_ring: MakeRing, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda *_: (SIZE, 2, COUNT))
+    watcher = make_ring()
+    ends = [pairs.unix() for _ in range(100)]
+    reads = [watcher.read(conn) for conn, _ in ends]
+    assert watcher.wait(0) == []
+    for number, (_, peer) in enumerate(ends):
+        peer.send(filling(f"message {number}"))
+    sizes: list[int] = []
+    while sum(sizes) < 100:
+        sizes.append(len(watcher.wait(30)))
+    assert max(sizes) == COUNT
+    assert sizes[0] <= 4, "the first batch has what there was at first, and at most what its first turn found missing"
+    assert [read.data for read in reads] == [filling(f"message {number}") for number in range(100)]
+
+
+@pytest.mark.parametrize("at_first", [1, 2, COUNT])
+def test_views_stay_intact_through_many_rounds_of_the_ring(
+    make_ring: MakeRing, pairs: Pairs, monkeypatch: pytest.MonkeyPatch, at_first: int
+) -> None:
     """Every buffer is lent again and again, with batches of every size; no delivered byte changes meanwhile."""
+    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda *_: (SIZE, at_first, COUNT))
     watcher = make_ring()
     chooser = random.Random(5)
     ends = [pairs.unix() for _ in range(24)]
