@@ -42,7 +42,8 @@ def test_every_public_name_is_there() -> None:
         import gaio
         print([name for name in gaio.__all__ if not hasattr(gaio, name)], gaio.__version__)
         missing = set(
-            "Watcher HasFileno Conn BackendName Writable Operation READ WRITE OpResult Stats Backend backends GaioError UnsupportedConnError "
+            "Watcher HasFileno Conn BackendName Writable Operation READ WRITE OpResult Stats Backend backends "
+            "GaioError UnsupportedConnError "
             "EmptyBufferError InvalidCPUError WatcherClosedError ConnClosedError DeadlineError "
             "BackendUnavailableError".split()
         ) - set(gaio.__all__)

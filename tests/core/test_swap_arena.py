@@ -13,7 +13,11 @@ DELIVER = st.just(("deliver", 0, False))
 
 
 @settings(max_examples=300, deadline=None)
-@given(size=st.integers(1, 64), limit=st.integers(1, 400), steps=st.lists(st.one_of(READ, READ, READ, DELIVER), max_size=60))
+@given(
+    size=st.integers(1, 64),
+    limit=st.integers(1, 400),
+    steps=st.lists(st.one_of(READ, READ, READ, DELIVER), max_size=60),
+)
 def test_views_stay_intact_until_the_next_batch_is_fetched(
     size: int, limit: int, steps: list[tuple[str, int, bool]]
 ) -> None:

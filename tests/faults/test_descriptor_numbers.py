@@ -99,7 +99,7 @@ def test_nothing_is_inherited_by_a_child_program(make_watcher: MakeWatcher, pair
     before = inherited()
     watcher = make_watcher()
     for _ in range(5):
-        conn, peer = pairs.tcp()
+        conn, _peer = pairs.tcp()
         watcher.finish(watcher.write(conn, b"x"))
         watcher.read(conn)
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -53,7 +53,7 @@ class Interruptions:
         self.count = 0
         self.enough = threading.Event()
 
-    def handler(self, number: int, frame: FrameType | None) -> None:
+    def handler(self, _number: int, frame: FrameType | None) -> None:
         while frame is not None:
             if frame.f_code is gaio.Watcher.wait_io.__code__:
                 self.count += 1

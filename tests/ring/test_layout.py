@@ -29,8 +29,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
     "io_uring_params": (
         120,
         {
-            **{"sq_entries": 0, "cq_entries": 4, "flags": 8, "sq_thread_cpu": 12, "sq_thread_idle": 16},
-            **{"features": 20, "wq_fd": 24, "resv": 28, "sq_off": 40, "cq_off": 80},
+            "sq_entries": 0, "cq_entries": 4, "flags": 8, "sq_thread_cpu": 12, "sq_thread_idle": 16,
+            "features": 20, "wq_fd": 24, "resv": 28, "sq_off": 40, "cq_off": 80,
         },
     ),
     "io_uring_buf_reg": (40, {"ring_addr": 0, "ring_entries": 8, "bgid": 12, "flags": 14, "resv": 16}),
@@ -39,8 +39,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, int]]] = {
 }
 # What is packed by the struct module: field -> offset and bytes.
 SQE = {
-    **{"opcode": (0, 1), "flags": (1, 1), "ioprio": (2, 2), "fd": (4, 4), "off": (8, 8), "addr": (16, 8)},
-    **{"len": (24, 4), "rw_flags": (28, 4), "user_data": (32, 8), "buf_group": (40, 2)},
+    "opcode": (0, 1), "flags": (1, 1), "ioprio": (2, 2), "fd": (4, 4), "off": (8, 8), "addr": (16, 8),
+    "len": (24, 4), "rw_flags": (28, 4), "user_data": (32, 8), "buf_group": (40, 2),
 }
 CQE = {"user_data": (0, 8), "res": (8, 4), "flags": (12, 4)}
 BUF = {"addr": (0, 8), "len": (8, 4), "bid": (12, 2), "resv": (14, 2)}
@@ -48,7 +48,9 @@ TAIL_OF_BUF_RING = 14
 
 # Constants by their name in the header; those that gaio has under the same name.
 CONSTANTS = [
-    name for name in vars(_io_uring) if name.startswith(("IORING_", "IOSQE_", "IOU_")) and name != "IORING_CQE_BUFFER_SHIFT"
+    name
+    for name in vars(_io_uring)
+    if name.startswith(("IORING_", "IOSQE_", "IOU_")) and name != "IORING_CQE_BUFFER_SHIFT"
 ]
 
 
@@ -73,8 +75,8 @@ def test_submission_queue_entries() -> None:
     found = packed_fields(_io_uring.SQE, (first, 5, 6, 7, 8, 9, 10, 11), SQE)
     assert _io_uring.SQE.size == 64
     assert found == {
-        **{"opcode": 0x11, "flags": 0x22, "ioprio": 0x4433, "fd": 5, "off": 6, "addr": 7, "len": 8},
-        **{"rw_flags": 9, "user_data": 10, "buf_group": 11},
+        "opcode": 0x11, "flags": 0x22, "ioprio": 0x4433, "fd": 5, "off": 6, "addr": 7, "len": 8,
+        "rw_flags": 9, "user_data": 10, "buf_group": 11,
     }
 
 
@@ -151,7 +153,7 @@ def test_structures_against_the_headers(tmp_path: Path) -> None:
             asked[f"{name}.{field}"] = f"offsetof({c_type(name)}, {field})"
             expected[f"{name}.{field}"] = offset
     packed: dict[str, tuple[int, dict[str, tuple[int, int]]]] = {
-        **{"io_uring_sqe": (64, SQE), "io_uring_cqe": (16, CQE), "io_uring_buf": (16, BUF)},
+        "io_uring_sqe": (64, SQE), "io_uring_cqe": (16, CQE), "io_uring_buf": (16, BUF),
         "msghdr": (ctypes.sizeof(_libc.linux_msghdr), {}),
     }
     for name, (size, fields) in packed.items():
