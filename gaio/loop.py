@@ -47,6 +47,7 @@ from gaio.errors import (
     UnsupportedConnError,
     WatcherClosedError,
 )
+from gaio.memory import Copies
 from gaio.platform import DATAGRAM, LISTENER, _libc
 from gaio.result import ACCEPT, CONNECT, UNDER_WAY, WRITE, AcceptResult, OpResult
 from gaio.swap import SwapArena
@@ -162,6 +163,7 @@ class Loop:
 
         self.backend_name = backend
         self.arena = SwapArena(swap_size)
+        self.copies = Copies(swap_size)
         self.thread = threading.Thread(target=self.run, name="gaio-watcher", daemon=True)
         # Last: what comes after it could fail and leave it open, as a subinterpreter without daemon threads does.
         self.backend = platform.create(backend, self.arena, self.descriptors)

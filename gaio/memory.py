@@ -4,6 +4,7 @@ A request's memory is one of
     None          a read without a buffer: the backend takes room from the swap arena when bytes come
     bytes         a write of up to MAX_RW_COUNT bytes: immutable, so holding the object keeps its address good
     Pinned        a caller's buffer, exported so that it can be neither resized nor freed meanwhile
+    Copy          a copy of a larger swap view, in a block that is used again
     Vector        many of those, one vectored write
 and of requests that move no bytes: a SocketAddress to connect to, None to shut down or to accept.
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 # the caller may use the buffer again at once. Vectored writes are joined up to JOIN_LIMIT for the same reason.
 COPY_LIMIT = 4096
 JOIN_LIMIT = 65536
+
+# So many larger copies at a time have memory that is kept; further ones are allocated and freed.
+KEPT_COPIES = 64
 
 _PyBUF_SIMPLE = 0
 
@@ -82,6 +86,51 @@ class PinnedReadOnly:
             self.address = export.buf or 0
         finally:
             _PyBuffer_Release(export)  # which does nothing when there was no export
+
+
+class Copy:
+    """A copy of bytes, in a block that goes back into stock when no request holds the copy any more."""
+
+    __slots__ = ("address", "_block", "_stock")
+
+    def __init__(self, block: tuple[memoryview, int], stock: list[tuple[memoryview, int] | None]) -> None:
+        self._block = block
+        self.address = block[1]
+        self._stock = stock
+
+    def __del__(self) -> None:
+        self._stock.append(self._block)
+
+
+class Copies:
+    """Copies of swap views that are too large for `bytes` to be cheap. Any thread may copy.
+
+    Facts about malloc(3): the copies of a batch lie at the top of the heap, and glibc gives that back to the kernel
+    when they are freed. The next batch faults it in anew, 16 pages for 64 KiB: more than the rest of the echo takes.
+    """
+
+    __slots__ = ("_size", "_stock")
+
+    def __init__(self, size: int) -> None:
+        """For views of up to `size` bytes."""
+        self._size = size
+        # What pop() and append() do here is atomic, whichever threads do it. None is a block yet to be made.
+        self._stock: list[tuple[memoryview, int] | None] = [None] * KEPT_COPIES
+
+    def copy(self, view: memoryview) -> bytes | Copy:
+        length = view.nbytes
+        if length > self._size:
+            return view.tobytes()
+        try:
+            block = self._stock.pop()
+        except IndexError:
+            return view.tobytes()
+        if block is None:
+            memory = bytearray(self._size)
+            block = memoryview(memory), ctypes.addressof(ctypes.c_char.from_buffer(memory))  # the view keeps it so
+        copy = Copy(block, self._stock)
+        block[0][:length] = view.cast("B")
+        return copy
 
 
 class SocketAddress:
@@ -163,11 +212,12 @@ def pin_for_read(buffer: Any) -> tuple[Pinned, int]:
 
 
 def memory_for_write(
-    buffer: Any, lent: Sequence[object] = ()
-) -> tuple[bytes | Pinned | PinnedReadOnly | Vector, int]:
+    buffer: Any, lent: Sequence[object] = (), copies: Copies | None = None
+) -> tuple[bytes | Pinned | PinnedReadOnly | Copy | Vector, int]:
     """What the kernel shall write for `buffer` (one buffer, or a sequence of them), and its length in bytes.
 
-    Views of the storage in `lent` are copied, because that will be written again before the write is done.
+    Views of the storage in `lent` are copied, by `copies` if given, because that storage will be written again
+    before the write is done.
     `TypeError` when it is no buffer, `BufferError` when it is not contiguous, `EmptyBufferError` when there
     are no bytes in it.
     """
@@ -177,8 +227,10 @@ def memory_for_write(
     length = view.nbytes
     if not length:
         raise EmptyBufferError("there is nothing to write: pass at least one byte")
-    if length <= COPY_LIMIT or _shows(view, lent):
+    if length <= COPY_LIMIT:
         return view.tobytes(), length
+    if _shows(view, lent):
+        return view.tobytes() if copies is None else copies.copy(view), length
     view = memoryview(view)  # for the pin alone
     return (PinnedReadOnly(view) if view.readonly else Pinned.from_buffer(view)), length
 

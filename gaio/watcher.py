@@ -194,7 +194,8 @@ class Watcher:
             request._memory = buf.tobytes()
             request._length = request._goal = length
         else:
-            request._memory, length = memory_for_write(buf, self._loop.backend.swap_storage)
+            loop = self._loop
+            request._memory, length = memory_for_write(buf, loop.backend.swap_storage, loop.copies)
             request._length = request._goal = length
         request.operation = WRITE
         request.conn = conn

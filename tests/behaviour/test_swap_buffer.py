@@ -7,6 +7,7 @@ import random
 import pytest
 
 import gaio
+from gaio.memory import KEPT_COPIES
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.backends import Name
 from tests.peers import Pairs, pattern, receive_exactly
@@ -87,13 +88,13 @@ def test_more_arrives_in_one_batch_than_the_arena_holds(make_watcher: MakeWatche
 
 
 def test_a_write_of_a_view_outlives_the_batch_it_came_from(watcher: AccountedWatcher, pairs: Pairs) -> None:
-    """The write is held up until the arena has been filled again many times over."""
+    """The write is held up until the arena has been filled again many times over, and the memory for copies, too."""
     source, source_peer = pairs.tcp()
     sink, sink_peer = pairs.tcp(buffers=8192)
     blocker = watcher.write(sink, bytes(MIB))
     expected = b""
     writes = []
-    for seed in range(100):
+    for seed in range(2 * KEPT_COPIES + 20):
         message = pattern(10_000, seed)
         source_peer.sendall(message)
         gathered = b""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gaio.memory import COPY_LIMIT, Vector, iovec, memory_for_write, pin_for_read
+from gaio.memory import COPY_LIMIT, KEPT_COPIES, Copies, Copy, Vector, iovec, memory_for_write, pin_for_read
 
 PARTS = st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=20)
 
@@ -60,3 +60,39 @@ def test_a_view_of_storage_that_is_lent_is_copied() -> None:
     entries = (iovec * count).from_address(address)
     assert length == len(before)
     assert b"".join(ctypes.string_at(entry.iov_base, entry.iov_len) for entry in entries) == before
+
+
+def test_copies_are_each_their_own_and_use_the_memory_of_those_that_are_gone() -> None:
+    copies = Copies(2 * COPY_LIMIT)
+    storage = bytearray(COPY_LIMIT + 1)
+    view = memoryview(storage)
+
+    def made_of(byte: int) -> bytes:
+        storage[:] = bytes([byte]) * len(storage)
+        made.append(copies.copy(view))
+        return bytes(storage)
+
+    def content(memory: bytes | Copy) -> bytes:
+        return memory if isinstance(memory, bytes) else ctypes.string_at(memory.address, len(storage))
+
+    def addresses() -> set[int]:
+        return {memory.address for memory in made if isinstance(memory, Copy)}
+
+    made: list[bytes | Copy] = []
+    expected = [made_of(byte) for byte in range(KEPT_COPIES + 10)]
+    assert [content(memory) for memory in made] == expected
+    assert [type(memory) for memory in made[KEPT_COPIES:]] == [bytes] * 10  # beyond the limit, still a copy
+    used = addresses()
+    assert len(used) == KEPT_COPIES
+    made.clear()
+    for byte in range(3 * KEPT_COPIES):
+        expected = [made_of(byte)]
+        assert [content(memory) for memory in made] == expected
+        assert len(addresses() & used) == 1
+        made.clear()
+
+
+def test_what_is_larger_than_the_memory_for_copies_is_copied_all_the_same() -> None:
+    storage = bytearray(range(256)) * (COPY_LIMIT // 128)
+    memory, _ = memory_for_write(memoryview(storage), [storage], Copies(COPY_LIMIT))
+    assert memory == bytes(storage)
