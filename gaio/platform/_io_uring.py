@@ -359,7 +359,8 @@ class IoUringBackend:
         # Not a multiple of 4096 apart, or the first lines of all buffers would compete for the same few
         # lines of the processor's cache.
         self._buffer_stride = size + 64
-        self._buffers = memoryview(mmap.mmap(-1, self._buffer_stride * most))
+        # Private: a child after fork(2) keeps what it had in hand.
+        self._buffers = memoryview(mmap.mmap(-1, self._buffer_stride * most, mmap.MAP_PRIVATE))
         self.swap_storage: Sequence[object] = (self._buffers.obj,)
         self._buffers_at = ctypes.addressof(ctypes.c_char.from_buffer(self._buffers))
         self._ring_memory = mmap.mmap(-1, max(most * BUF_SIZE, mmap.PAGESIZE))

@@ -104,3 +104,38 @@ def test_fork_while_another_thread_waits(backend: Name) -> None:
         print("good")
     """
     assert child.output_of(code.format(backend=backend), *MAY_FORK) == "good"
+
+
+VIEW_PROGRAM = """
+import os, socket
+import gaio
+
+watcher = gaio.Watcher(backend={backend!r})
+conn, peer = socket.socketpair()
+peer.sendall(b"first")
+watcher.read(conn)
+(result,) = watcher.wait_io(60)
+view = result.buffer
+overwritten, tell = os.pipe()
+pid = os.fork()
+if pid == 0:
+    os.read(overwritten, 1)
+    os._exit(0 if bytes(view) == b"first" else 1)
+block = bytes(32768)
+for _ in range(200):  # more than a megabyte: whatever memory there is has had its turn
+    peer.sendall(block)
+    left = len(block)
+    while left:
+        watcher.read(conn)
+        left -= sum(result.size for result in watcher.wait_io(60))
+os.write(tell, b"!")
+assert os.waitpid(pid, 0)[1] == 0, "the child sees bytes that came for its parent"
+watcher.free(conn)
+watcher.close()
+peer.close()
+print("good")
+"""
+
+
+def test_a_view_that_the_child_inherits_shows_what_it_did(backend: Name) -> None:
+    assert child.output_of(VIEW_PROGRAM.format(backend=backend), *MAY_FORK) == "good"
