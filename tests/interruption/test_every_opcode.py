@@ -13,7 +13,7 @@ from tests.interruption.opcodes import Strike, interrupt, interrupted_at
 from tests.interruption.scenarios import SCENARIOS, Scenario
 from tests.interruption.world import ResumedBy, World
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.scenario(2)]
 
 WARNS = {"detach": pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")}
 
