@@ -163,22 +163,26 @@ def test_many_at_once(watcher: AccountedWatcher, pairs: Pairs, listener: socket.
     ]
 
 
-def unused_address() -> tuple[str, int]:
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """Bound, and does not listen: were its port free, somebody else could get it, or a socket connect to itself."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        host, port = sock.getsockname()
-        return host, port
+        sock.settimeout(LIMIT)
+        yield sock
 
 
 class TestFailure:
-    def test_refused(self, watcher: AccountedWatcher, conn: socket.socket) -> None:
-        connect = watcher.connect(conn, unused_address())
+    def test_refused(self, watcher: AccountedWatcher, conn: socket.socket, silent: socket.socket) -> None:
+        connect = watcher.connect(conn, silent.getsockname())
         watcher.finish(connect)
         assert isinstance(connect.error, ConnectionRefusedError)
         watcher.free(conn)
 
-    def test_requests_behind_it_fail_too(self, watcher: AccountedWatcher, conn: socket.socket) -> None:
-        connect = watcher.connect(conn, unused_address())
+    def test_requests_behind_it_fail_too(
+        self, watcher: AccountedWatcher, conn: socket.socket, silent: socket.socket
+    ) -> None:
+        connect = watcher.connect(conn, silent.getsockname())
         read, write = watcher.read(conn), watcher.write(conn, b"x")
         watcher.finish(connect, read, write)
         assert isinstance(connect.error, ConnectionRefusedError)
@@ -203,18 +207,18 @@ class TestFailure:
 
     @pytest.mark.skipif(sys.platform != "linux", reason="other systems want a fresh socket")
     def test_a_refused_socket_may_try_again(
-        self, watcher: AccountedWatcher, pairs: Pairs, conn: socket.socket
+        self, watcher: AccountedWatcher, pairs: Pairs, conn: socket.socket, silent: socket.socket
     ) -> None:
-        address = unused_address()
+        address = silent.getsockname()
         for _ in range(3):
             connect = watcher.connect(conn, address)
             watcher.finish(connect)
             assert isinstance(connect.error, ConnectionRefusedError)
-        with socket.create_server(address) as listener:
-            connect = watcher.connect(conn, address)
-            watcher.finish(connect)
-            assert connect.error is None
-            check_both_ways(watcher, conn, accept(listener, pairs))
+        silent.listen()
+        connect = watcher.connect(conn, address)
+        watcher.finish(connect)
+        assert connect.error is None
+        check_both_ways(watcher, conn, accept(silent, pairs))
 
     @pytest.mark.skipif(sys.platform != "linux", reason="needs a backlog that drops what it has no room for")
     def test_a_deadline_passes(self, watcher: AccountedWatcher, pairs: Pairs) -> None:

@@ -154,17 +154,18 @@ def test_a_fast_source_and_a_slow_sink_leave_memory_flat(proxy: Server, target: 
 
 
 def test_a_target_that_refuses(backend: Name) -> None:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        nobody = sock.getsockname()[1]
-    with running("examples.tcp_proxy", "--backend", backend, "--target", f"127.0.0.1:{nobody}") as proxy:
-        with proxy.client() as client:
-            try:
-                client.sendall(b"hello?")
-                assert client.recv(1) == b""
-            except (ConnectionResetError, BrokenPipeError):
-                pass  # what it had sent was not read
-        status, complaints = proxy.stop(signal.SIGINT)
+    with socket.socket() as silent:
+        # Bound, and not listening. Were the port free, the proxy could get it for its own, and call itself for ever.
+        silent.bind(("127.0.0.1", 0))
+        target = "{}:{}".format(*silent.getsockname())
+        with running("examples.tcp_proxy", "--backend", backend, "--target", target) as proxy:
+            with proxy.client() as client:
+                try:
+                    client.sendall(b"hello?")
+                    assert client.recv(1) == b""
+                except (ConnectionResetError, BrokenPipeError):
+                    pass  # what it had sent was not read
+            status, complaints = proxy.stop(signal.SIGINT)
     assert status == 0
     refused = errno.ECONNREFUSED
     assert complaints == f"a client was not served: [Errno {refused}] {os.strerror(refused)}\n"

@@ -207,13 +207,12 @@ class TestTheEnd:
         self, kernel: Kernel, watcher: AccountedWatcher, pairs: Pairs
     ) -> None:
         kernel.faults.eof_error = errno.EHOSTUNREACH
-        with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
-            address = unused.getsockname()
         conn = socket.socket()
         pairs.also_close(conn)
-        connect = watcher.connect(conn, address)
-        watcher.finish(connect)
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))  # and does not listen
+            connect = watcher.connect(conn, silent.getsockname())
+            watcher.finish(connect)
         assert isinstance(connect.error, OSError)
         assert connect.error.errno in (errno.EHOSTUNREACH, errno.ECONNREFUSED)
 
