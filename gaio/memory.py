@@ -15,6 +15,7 @@ what keeps the address valid, so nothing may drop a request that the kernel stil
 from __future__ import annotations
 
 import ctypes
+import weakref
 from bisect import bisect_right
 from collections.abc import Sequence
 
@@ -91,15 +92,22 @@ class PinnedReadOnly:
 class Copy:
     """A copy of bytes, in a block that goes back into stock when no request holds the copy any more."""
 
-    __slots__ = ("address", "_block", "_stock")
+    __slots__ = ("address", "_end", "__weakref__")
 
-    def __init__(self, block: tuple[memoryview, int], stock: list[tuple[memoryview, int] | None]) -> None:
-        self._block = block
+    def __init__(self, block: tuple[memoryview, int], stock: list[Used | None]) -> None:
         self.address = block[1]
-        self._stock = stock
+        # Not __del__: KeyboardInterrupt would be lost in it. A list's append is C code, and a reference from within is
+        # good enough: CPython calls back before it clears the attributes. When this is cut short before its end there
+        # is one block less.
+        self._end = end = Used(self, stock.append)
+        end.block = block
 
-    def __del__(self) -> None:
-        self._stock.append(self._block)
+
+class Used(weakref.ref[Copy]):
+    """A reference to a copy that is gone, with the block it was in: what is in stock."""
+
+    __slots__ = ("block",)
+    block: tuple[memoryview, int]
 
 
 class Copies:
@@ -115,17 +123,19 @@ class Copies:
         """For views of up to `size` bytes."""
         self._size = size
         # What pop() and append() do here is atomic, whichever threads do it. None is a block yet to be made.
-        self._stock: list[tuple[memoryview, int] | None] = [None] * KEPT_COPIES
+        self._stock: list[Used | None] = [None] * KEPT_COPIES
 
     def copy(self, view: memoryview) -> bytes | Copy:
         length = view.nbytes
         if length > self._size:
             return view.tobytes()
         try:
-            block = self._stock.pop()
+            used = self._stock.pop()
         except IndexError:
             return view.tobytes()
-        if block is None:
+        if used is not None:
+            block = used.block
+        else:
             memory = bytearray(self._size)
             block = memoryview(memory), ctypes.addressof(ctypes.c_char.from_buffer(memory))  # the view keeps it so
         copy = Copy(block, self._stock)

@@ -186,6 +186,21 @@ def write_and_read(world: World) -> Iterator[Act]:
     assert receive_exactly(peer, 6) == b"answer"
 
 
+@scenario(swap_size=8192)
+def write_large_views_of_the_swap_arena(world: World) -> Iterator[Act]:
+    """Their copies are let go in the middle of a turn, where an interruption must not be lost."""
+    conn, peer = world.pairs.unix()
+    message = pattern(6000)
+    peer.sendall(message)
+    read = world.watcher.read(conn)
+    world.watcher.finish(read)
+    assert read.result is not None
+    writes = [world.watcher.write(conn, read.result.buffer) for _ in range(2)]
+    yield lambda: world.watcher.finish(*writes)
+    world.watcher.finish(*writes)
+    assert receive_exactly(peer, 12000) == message * 2
+
+
 def _write_to_a_slow_peer(world: World, conn: Closable, peer: Closable, parts: list[bytes]) -> Iterator[Act]:
     """The kernel's buffer is full again and again, and the rest of the request waits for room."""
     sent = b"".join(parts)
