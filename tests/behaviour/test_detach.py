@@ -242,7 +242,7 @@ class TestWrongUse:
         watcher.finish(watcher.write(conn, b"y"))
         assert peer.read(2) == b"xy"
 
-    @pytest.mark.parametrize("wrong", [None, 7, object()], ids=str)
+    @pytest.mark.parametrize("wrong", [None, 7, object()], ids=["None", "a number", "an object"])
     def test_what_is_no_connection(self, watcher: AccountedWatcher, wrong: object) -> None:
         with pytest.raises(gaio.UnsupportedConnError):
             watcher.watcher.detach(wrong)  # type: ignore[arg-type]  # wrong on purpose

@@ -150,7 +150,7 @@ class TestWrongUse:
         watcher.finish(write)
         assert peer.read(10) == b"still open"
 
-    @pytest.mark.parametrize("wrong", [None, 7, object()], ids=str)
+    @pytest.mark.parametrize("wrong", [None, 7, object()], ids=["None", "a number", "an object"])
     def test_what_is_no_connection(self, watcher: AccountedWatcher, wrong: object) -> None:
         with pytest.raises(gaio.UnsupportedConnError):
             watcher.shutdown(wrong)  # type: ignore[arg-type]  # wrong on purpose
