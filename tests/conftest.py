@@ -30,8 +30,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--storm",
-        choices=storm.KINDS,
-        help="run every test in a storm of signals, or with threads that change places after every few bytecodes",
+        choices=(storm.CALM, *storm.KINDS),
+        help="run every test in this weather: calm, in a storm of signals, or with threads that change places after "
+        "every few bytecodes; without it, the behaviour suite runs in each and the rest in calm weather",
     )
 
 
@@ -62,9 +63,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 @pytest.fixture(autouse=True)
-def _in_a_storm(request: pytest.FixtureRequest) -> Iterator[None]:
-    with storm.raging(request.config.getoption("--storm")):
-        yield
+def weather(request: pytest.FixtureRequest) -> Iterator[str]:
+    """What rages around the test: see tests/storm.py."""
+    chosen: str = request.config.getoption("--storm") or getattr(request, "param", storm.CALM)
+    with storm.raging(chosen):
+        yield chosen
 
 
 @pytest.fixture(autouse=True)

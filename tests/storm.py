@@ -1,7 +1,10 @@
 """Bad weather for a whole test: signals that arrive all the time, or threads that change places all the time.
 
-    python3 -m tests --storm signals     SIGALRM every few milliseconds, handled in the main thread (setitimer(2))
-    python3 -m tests --storm switches    sys.setswitchinterval() so low that threads change places at every turn
+    signals     SIGALRM every few milliseconds, handled in the main thread (setitimer(2))
+    switches    sys.setswitchinterval() so low that threads change places at every turn
+
+The behaviour suite runs in calm weather and in each storm (tests/behaviour/conftest.py).
+`python3 -m tests --storm KIND` runs every test in that one.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
+CALM = "calm"
 KINDS = ("signals", "switches")
 EVERY = 0.003  # seconds between two signals
 SWITCH_INTERVAL = 1e-6
@@ -25,8 +29,8 @@ def _handler(number: int, frame: FrameType | None) -> None:
 
 
 @contextlib.contextmanager
-def raging(kind: str | None) -> Iterator[None]:
-    if kind == "signals":
+def raging(weather: str) -> Iterator[None]:
+    if weather == "signals":
         before = signal.signal(signal.SIGALRM, _handler)
         signal.setitimer(signal.ITIMER_REAL, EVERY, EVERY)
         try:
@@ -34,7 +38,7 @@ def raging(kind: str | None) -> Iterator[None]:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
-    elif kind == "switches":
+    elif weather == "switches":
         interval = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_INTERVAL)
         try:
