@@ -5,11 +5,14 @@ middle, a slow reader that is given more than it takes, silence until the deadli
 forgets. The watcher serves them all. Once a second a line tells what was done and what is held. In the end, memory,
 descriptors, threads and the sizes of every table are looked at as lines over time: where one rises, the soak has
 failed. Slopes and not absolute numbers, because an allocator keeps what it once had.
+
+Every backend is soaked at the same time, each in a process of its own; on Linux kqueue too, over the simulated kernel.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import random
@@ -24,6 +27,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import gaio
+from tests.child import SIMULATED
 from tests.environment import ROOT
 
 DEADLINE = 0.2  # of a read from a client that says nothing, in seconds
@@ -244,19 +248,44 @@ def line(watcher: gaio.Watcher, now: Sample, done: Counter[str]) -> str:
     )
 
 
+def known() -> list[str]:
+    """What can be soaked here."""
+    return [offer.name for offer in gaio.backends() if offer.available or is_simulated(offer.name)]
+
+
+def is_simulated(backend: str) -> bool:
+    library = os.environ.get("GAIO_KQUEUE_LIBRARY", SIMULATED)
+    return backend == "kqueue" and sys.platform == "linux" and library == SIMULATED
+
+
+def soak_each_in_a_process(chosen: Sequence[str], minutes: float) -> list[str]:
+    """At the same time. What went wrong in one is the last that it prints."""
+    command = [sys.executable, "-m", "tests.soak", "--minutes", str(minutes), "--backend"]
+    with contextlib.ExitStack() as running:
+        processes = [running.enter_context(subprocess.Popen([*command, name], cwd=ROOT)) for name in chosen]
+        statuses = [process.wait() for process in processes]
+    return [f"{name}: see above" for name, status in zip(chosen, statuses, strict=True) if status]
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python3 -m tests.soak", description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--minutes", type=float, default=1.0, help="for each backend")
+    parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--backend", action="append", help="one that works here; more than once for several")
     parser.add_argument("--clients-of", type=int, help=argparse.SUPPRESS)  # how it starts its second process
     options = parser.parse_args(arguments)
     if options.clients_of is not None:
         clients(options.clients_of, AT_ONCE)
         return 0
-    chosen = options.backend or [offer.name for offer in gaio.backends() if offer.available]
-    found: list[str] = []
-    for backend in chosen:
-        found += soak(backend, options.minutes * 60)
+    chosen: list[str] = options.backend or known()
+    if len(chosen) > 1:
+        found = soak_each_in_a_process(chosen, options.minutes)
+    else:
+        if is_simulated(chosen[0]):
+            from tests import simulated_kqueue
+
+            os.environ["GAIO_KQUEUE_LIBRARY"] = simulated_kqueue.PATH
+            simulated_kqueue.install()
+        found = soak(chosen[0], options.minutes * 60)
     print("\n".join(found) or f"nothing rose in {options.minutes:g} minutes on {', '.join(chosen)}", flush=True)
     return 1 if found else 0
 
