@@ -1,8 +1,8 @@
 """`python3 -m tests`: every check of the project, on a machine with nothing but Python >= 3.10.
 
 Makes a virtual environment of its own (tests/environment.py), then runs mypy for three platforms, stubtest
-and pytest. A check that fails becomes a failed item of the pytest run, so that pytest's closing line tells
-it all.
+and pytest, that one with as many processes as there are processors. A check that fails becomes a failed item of
+the pytest run, so that pytest's closing line tells it all.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from tests import environment, interpreters
+from tests import environment, interpreters, storm
 from tests.environment import ROOT
 
 PLATFORMS = ("linux", "darwin", "freebsd")
 TYPED_FOLDERS = ("gaio", "examples", "tests", "benchmarks")
+# Of pytest-xdist. A process that has run its share takes over tests of another's: some take a hundred times as long as
+# most. What the caller says comes later, and so counts: `-n 0` for one process, and for --pdb.
+PARALLEL = ("--numprocesses=auto", "--dist=worksteal")
 
 
 class Outcome(NamedTuple):
@@ -68,7 +71,7 @@ def run_pytest(python: Path, arguments: list[str], backend: str | None, failed_c
     color = "--color=yes" if sys.stdout.isatty() else "--color=no"
     announce(f"pytest  {' '.join(arguments)}")
     with subprocess.Popen(
-        [python, "-m", "pytest", color, *arguments], cwd=ROOT, env=variables, stdout=subprocess.PIPE
+        [python, "-m", "pytest", color, *PARALLEL, *arguments], cwd=ROOT, env=variables, stdout=subprocess.PIPE
     ) as process:
         assert process.stdout is not None
         tail = b""
@@ -105,7 +108,7 @@ def run_matrix(first: interpreters.Interpreter, arguments: list[str], backend: s
         name = f"{other.name}, behaviour"
         announce(f"CPython {other.name}  {other.executable}")
         try:
-            behaviour = [*arguments, "tests/behaviour"]
+            behaviour = ["--storm", storm.CALM, *arguments, "tests/behaviour"]
             outcomes[name] = run_pytest(environment.prepare(other, pip_from=python), behaviour, backend, [])
         except environment.CannotPrepare as error:
             print(error, flush=True)
