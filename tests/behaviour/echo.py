@@ -35,9 +35,15 @@ class EchoServer:
         """Harvest until so many connections have ended, with a pause between the batches."""
         limit = TimeLimit()
         while self.ended < connections:
-            for request in self._watcher.wait(limit.left(f"{connections - self.ended} connections to end")):
-                self._go_on(request)
+            self.serve_batch(limit.left(f"{connections - self.ended} connections to end"))
             pause()
+
+    def serve_batch(self, timeout: float | None) -> list[Request]:
+        """Harvest one batch and go on with each connection in it."""
+        batch = self._watcher.wait(timeout)
+        for request in batch:
+            self._go_on(request)
+        return batch
 
     def _go_on(self, request: Request) -> None:
         result = request.result

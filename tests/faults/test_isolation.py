@@ -5,16 +5,17 @@ from __future__ import annotations
 import gc
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
 
+import gaio
 from tests import soak
 from tests.accounting import AccountedWatcher
 from tests.behaviour.echo import EchoServer
 from tests.peers import Pairs, pattern, receive_exactly, receive_until_eof
-from tests.waiting import Background
+from tests.waiting import Background, TimeLimit
 
 pytestmark = [pytest.mark.scenario(6), pytest.mark.slow]
 
@@ -91,3 +92,59 @@ def test_others_are_served(
         peer.close()
     for peers_thread in misbehaving:
         peers_thread.result()
+
+
+def batches_until_answered(
+    server: EchoServer, clients: dict[socket.socket, socket.socket], rounds: int
+) -> Iterator[int]:
+    """How many batches each answer takes, when all of these ask at the same time, again and again."""
+    limit = TimeLimit()
+    for number in range(rounds):
+        message = pattern(64, seed=number % 4)
+        for peer in clients.values():
+            peer.sendall(message)
+        left, batches = dict.fromkeys(clients, len(message)), 0
+        while left:
+            batches += 1
+            for request in server.serve_batch(limit.left(f"{len(left)} answers in round {number}")):
+                assert request.result is not None
+                conn = request.result.conn
+                if request.operation is gaio.WRITE and conn in left:
+                    left[conn] -= request.size  # a message may be read in two parts, where swap memory ends
+                    if not left[conn]:
+                        del left[conn]
+                        yield batches
+        for peer in clients.values():
+            assert receive_exactly(peer, len(message)) == message
+
+
+def percentile_99(numbers: Iterator[int]) -> int:
+    ordered = sorted(numbers)
+    return ordered[len(ordered) * 99 // 100]
+
+
+def test_nobody_waits_longer_for_bad_neighbours(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """Counted in batches, which no other work on the machine can disturb; benchmarks/ measures it in seconds."""
+    server = EchoServer(watcher, "mixed", size=4096)
+    clients = dict(pairs.tcp() for _ in range(64))
+    for conn in clients:
+        server.start(conn)
+    calm = percentile_99(batches_until_answered(server, clients, ROUNDS // 2))
+    bad = [pairs.tcp() for _ in NEIGHBOURS]
+    stop = threading.Event()
+    for conn, _ in bad:
+        server.start(conn)
+    misbehaving = [
+        Background(partial(neighbour, peer, stop))
+        for (_, peer), neighbour in zip(bad, NEIGHBOURS.values(), strict=True)
+    ]
+    disturbed = percentile_99(batches_until_answered(server, clients, ROUNDS // 2))
+    stop.set()
+    for conn in (*clients, *(conn for conn, _ in bad)):
+        watcher.free(conn)
+    watcher.finish_all()
+    for _, peer in bad:
+        peer.close()
+    for thread in misbehaving:
+        thread.result()
+    assert disturbed <= 3 * calm, (disturbed, calm)
