@@ -426,8 +426,7 @@ def submit(world: World) -> Iterator[Act]:
     yield act
     world.watcher.free(conn)
     world.watcher.finish(*requests)
-    world.watcher.wait(0)
-    receive_until_eof(peer)
+    world.receive_until_closed(peer)
 
 
 @scenario()
@@ -663,8 +662,7 @@ def submit_to_the_thread(world: World) -> Iterator[Act]:
     yield act
     world.watcher.free(conn)
     world.watcher.finish(*requests)
-    world.watcher.wait(0)
-    assert receive_until_eof(peer).startswith(b"known")
+    assert world.receive_until_closed(peer).startswith(b"known")
 
 
 @scenario()

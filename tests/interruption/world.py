@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import socket
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -121,6 +122,25 @@ class World:
         while not loop.sleeping:
             time.sleep(0)
             limit.left("the watcher thread to wait in the kernel")
+
+    def receive_until_closed(self, peer: socket.socket) -> bytes:
+        """What the peer gets before the watcher closes the connection, which waits for all that the kernel holds.
+
+        That may be a request whose submission was interrupted, and which nobody can wait for.
+        """
+        peer.setblocking(False)
+        received = bytearray()
+        limit = TimeLimit(SECONDS)
+        while True:
+            self.watcher.wait(0)
+            try:
+                part = peer.recv(1 << 20)
+            except BlockingIOError:
+                limit.left("the connection to be closed")
+                continue
+            if not part:
+                return bytes(received)
+            received += part
 
     def prove_it_goes_on(self) -> None:
         """It takes another connection and serves it."""
