@@ -85,13 +85,11 @@ def test_others_are_served(
     # may have grown to its 16 MB.
     assert soak.resident_bytes() - before < 30_000_000
     stop.set()
+    for peers_thread in misbehaving:
+        peers_thread.result()
     for conn, _ in bad:
         watcher.free(conn)
     watcher.finish_all()
-    for _, peer in bad:
-        peer.close()
-    for peers_thread in misbehaving:
-        peers_thread.result()
 
 
 def batches_until_answered(
@@ -140,11 +138,9 @@ def test_nobody_waits_longer_for_bad_neighbours(watcher: AccountedWatcher, pairs
     ]
     disturbed = percentile_99(batches_until_answered(server, clients, ROUNDS // 2))
     stop.set()
+    for thread in misbehaving:
+        thread.result()
     for conn in (*clients, *(conn for conn, _ in bad)):
         watcher.free(conn)
     watcher.finish_all()
-    for _, peer in bad:
-        peer.close()
-    for thread in misbehaving:
-        thread.result()
     assert disturbed <= 3 * calm, (disturbed, calm)
