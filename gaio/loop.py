@@ -54,7 +54,7 @@ from gaio.swap import SwapArena
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from types import FrameType
     from typing import Any
 
@@ -120,7 +120,8 @@ class HandBack(Release):
 class Loop:
     """Everything of a watcher but the handle that its user holds, so that the handle can be collected."""
 
-    def __init__(self, backend: str, swap_size: int) -> None:
+    def __init__(self, choose: Callable[[], str], swap_size: int) -> None:
+        """`choose` returns the name of the backend; see begin()."""
         # Shared with submitters; a single dictionary or set operation at a time, each atomic in itself.
         self.connections: dict[int, Connection] = {}  # id(conn) -> its connection, while it takes requests
         self.listeners: dict[int, Connection] = {}  # the same for listening sockets, which only accept
@@ -161,12 +162,28 @@ class Loop:
         self.completions = self.batches = self.wakeups = self.gc_found = 0
         self.delivered = (0, 0)  # completions and batches before the one in `delivery`
 
-        self.backend_name = backend
         self.arena = SwapArena(swap_size)
         self.copies = Copies(swap_size)
+        self.choose = choose
+        self.backend_name = ""
+        self.backend: platform.Backend = CLOSED_BACKEND
+        self.opened = threading.Event()  # or refused: the watcher thread has tried
         self.thread = threading.Thread(target=self.run, name="gaio-watcher", daemon=True)
-        # Last: what comes after it could fail and leave it open, as a subinterpreter without daemon threads does.
-        self.backend = platform.create(backend, self.arena, self.descriptors)
+
+    def begin(self) -> None:
+        """Start the watcher thread and wait until it has opened the backend; raises what kept it from that.
+
+        It is done there because no signal handler runs there: Ctrl-C would strike between a system call that opens a
+        descriptor and the store that keeps it. When it strikes here, close() or the finalizer tells the thread to end,
+        which closes what it has opened.
+        """
+        self.thread.start()
+        self.opened.wait()
+        if self.failure is not None:
+            try:
+                raise self.failure
+            finally:
+                self.failure = None  # its traceback leads here: a cycle would keep what it holds open
 
     # --- from any thread ------------------------------------------------------------------------------------
 
@@ -398,9 +415,21 @@ class Loop:
         thread = threading.get_ident()
         self.inside.add(thread)
         try:
-            self.stand_in()
+            if self.open():
+                self.stand_in()
         finally:
             self.inside.discard(thread)  # the number may be another thread's next
+
+    def open(self) -> bool:
+        try:
+            self.backend_name = self.choose()
+            self.backend = platform.create(self.backend_name, self.arena, self.descriptors)
+        except Exception as error:  # noqa: BLE001  # handed on, not swallowed
+            self.failure = error  # for begin()
+            return False
+        finally:
+            self.opened.set()
+        return True
 
     def stand_in(self) -> None:
         """Do the work whenever the consumer does not; return when the loop is closed."""
@@ -841,8 +870,8 @@ class Loop:
 class DevelopmentLoop(Loop):
     """For `python -X dev`: releases the swap views of a batch when their memory is lent anew, so that use raises."""
 
-    def __init__(self, backend: str, swap_size: int) -> None:
-        super().__init__(backend, swap_size)
+    def __init__(self, choose: Callable[[], str], swap_size: int) -> None:
+        super().__init__(choose, swap_size)
         self.lent: list[memoryview] = []
 
     def harvest(self, timeout: float | None) -> list[OpResult]:

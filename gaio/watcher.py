@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import weakref
+from functools import partial
 from time import monotonic
 
 from gaio import platform
@@ -90,7 +91,7 @@ class Watcher:
             raise ValueError(f"swap_size must be from 1 to {MAX_RW_COUNT} bytes, not {swap_size}")
         import gaio.types  # noqa: F401  # for stats(), which may be called when no descriptor is left to read it with
 
-        loop = self._loop = (DevelopmentLoop if sys.flags.dev_mode else Loop)(_choose(backend), swap_size)
+        loop = self._loop = (DevelopmentLoop if sys.flags.dev_mode else Loop)(partial(_choose, backend), swap_size)
         self._inbox = loop.inbox
         self._connections = loop.connections
         self._tokens = itertools.count(2, 2)  # even, see gaio.platform.Queue
@@ -98,8 +99,8 @@ class Watcher:
         _abandon_after_fork(loop)
         weakref.finalize(self, loop.finalize)
         try:
-            loop.thread.start()
-        except BaseException:  # RuntimeError: threads are forbidden, or there is no memory for one more
+            loop.begin()
+        except BaseException:  # of the backend; or RuntimeError: threads are forbidden, or there is no memory for one
             self.close()
             raise
 

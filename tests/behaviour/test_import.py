@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tests import child
+from tests.backends import Name
 
 
 def test_import_starts_no_thread_and_opens_no_descriptor() -> None:
@@ -35,6 +38,19 @@ def test_import_does_without_typing() -> None:
         print("typing" in sys.modules, gaio.Stats.__name__, "typing" in sys.modules, "Stats" in dir(gaio))
     """
     assert child.output_of(code, "-S") == "False Stats True True"
+
+
+def test_a_watcher_may_be_made_while_a_module_is_imported(backend: Name, tmp_path: Path) -> None:
+    """Its thread imports the backend meanwhile, and must not wait for an import that waits for it."""
+    (tmp_path / "module.py").write_text(f"import gaio\nwatcher = gaio.Watcher(backend={backend!r})\n")
+    code = f"""
+        import sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        import module
+        print(module.watcher.backend)
+        module.watcher.close()
+    """
+    assert child.output_of(code) == backend
 
 
 def test_every_public_name_is_there() -> None:

@@ -83,6 +83,7 @@ class World:
 
     def __init__(self, backend: backends.Name, swap_size: int) -> None:
         self._before = leaks.in_use()
+        self.backend = backend
         self.pairs = Pairs()
         self.watcher = InterruptedWatcher(gaio.Watcher(swap_size=swap_size, backend=backend))
 
