@@ -129,6 +129,7 @@ class Loop:
         self.descriptors: dict[int, Connection] = {}  # token -> connection, from delegation until it is closed
         self.inbox: list[Any] = []
         self.sleeping: list[bool] = AWAKE
+        self.wakeups = 0  # counted by whoever wakes, with no lock: two at the same moment may count as one
         self.wanted = False
         self.closing = False
         self.closed = False
@@ -159,7 +160,7 @@ class Loop:
         self.cut_short = False
         self.retired: platform.Backend = CLOSED_BACKEND  # the backend while it is being closed
         self.visits = 0
-        self.completions = self.batches = self.wakeups = self.gc_found = 0
+        self.completions = self.batches = self.gc_found = 0
         self.delivered = (0, 0)  # completions and batches before the one in `delivery`
 
         self.arena = SwapArena(swap_size)

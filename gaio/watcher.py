@@ -629,6 +629,7 @@ def _choose(backend: str | None) -> str:
     return backend
 
 
+# Any thread adds to it, a single set operation; it is gone through in a child after fork(2) only, by its one thread.
 _loops: weakref.WeakSet[Loop] = weakref.WeakSet()
 
 
@@ -636,7 +637,8 @@ def _abandon_after_fork(loop: Loop) -> None:
     """See to it that a child process leaves this loop alone: its kernel objects are the parent's."""
     if not hasattr(_abandon_after_fork, "registered"):
         os.register_at_fork(after_in_child=_abandon_all)
-        _abandon_after_fork.registered = True  # type: ignore[attr-defined]  # once, and not when gaio is imported
+        # Once, and not when gaio is imported. Two threads may both do it: to abandon a loop twice is to do it once.
+        _abandon_after_fork.registered = True  # type: ignore[attr-defined]  # functions take any attribute
     _loops.add(loop)
 
 
