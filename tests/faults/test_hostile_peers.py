@@ -5,7 +5,7 @@ Each connection has a model of what has gone in either direction. Whatever the o
     * the bytes of all reads, in order, begin the stream that the peer sent; nothing is lost before what follows it,
     * the bytes that the peer receives are those that the results of the writes account for,
     * a well-behaved connection in their midst is served,
-    * descriptors and threads are back where they were.
+    * descriptors and threads are back where they were, and in the end no object of gaio is left.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import random
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -220,6 +221,11 @@ def ended(peer: socket.socket) -> bool:
         return False  # drain() will see to that
 
 
+def objects_of_gaio() -> Counter[str]:
+    gc.collect()
+    return Counter(kind.__qualname__ for kind in map(type, gc.get_objects()) if kind.__module__.startswith("gaio."))
+
+
 @pytest.mark.slow
 @pytest.mark.scenario(4, 5, 6, 7, 10, 16, 20, 21)
 @pytest.mark.parametrize("swap_size", [65536, 300])
@@ -243,4 +249,6 @@ def test_no_script_breaks_the_model(backend: backends.Name, swap_size: int) -> N
             gc.collect()
         assert leaks.in_use().since(before) == []
 
+    held = objects_of_gaio()
     run()
+    assert objects_of_gaio() == held
