@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import signal
 from collections.abc import Generator, Iterator
 
 import pytest
@@ -24,6 +25,10 @@ def pytest_configure(config: pytest.Config) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 20_000 if hard == resource.RLIM_INFINITY else min(hard, 20_000)
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    # A shell that starts a command in the background has it ignore SIGINT, and so the programs that the tests start and
+    # stop by Ctrl-C. With a handler here they get the default (execve(2): signals that are caught are reset).
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     gaio.backends()  # what a library of GAIO_KQUEUE_LIBRARY keeps open once it has been used is no leak of a test
 
 
