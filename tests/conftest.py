@@ -32,6 +32,13 @@ def pytest_configure(config: pytest.Config) -> None:
     gaio.backends()  # what a library of GAIO_KQUEUE_LIBRARY keeps open once it has been used is no leak of a test
 
 
+def pytest_collection_finish() -> None:
+    # What has been collected stays to the end: the collector, which runs before and after every test, need not go
+    # through all of it each time.
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--storm",
