@@ -168,8 +168,10 @@ class Loop:
         self.choose = choose
         self.backend_name = ""
         self.backend: platform.Backend = CLOSED_BACKEND
-        self.opened = threading.Event()  # or refused: the watcher thread has tried
+        self.opened = threading.Lock()  # held; released when the watcher thread has opened the backend, or could not
+        self.opened.acquire()
         self.thread = threading.Thread(target=self.run, name="gaio-watcher", daemon=True)
+        self.started = False
 
     def begin(self) -> None:
         """Start the watcher thread and wait until it has opened the backend; raises what kept it from that.
@@ -179,7 +181,8 @@ class Loop:
         which closes what it has opened.
         """
         self.thread.start()
-        self.opened.wait()
+        self.started = True
+        self.opened.acquire()  # a lock and not an Event: that is Python code, which could be left locked for ever
         if self.failure is not None:
             try:
                 raise self.failure
@@ -233,8 +236,11 @@ class Loop:
         self.see_thread_out()
 
     def see_thread_out(self) -> None:
-        """Wait for the watcher thread, which ends when the loop is closed; it may be this one, or never have run."""
-        if self.thread.ident is not None and threading.current_thread() is not self.thread:
+        """Wait for the watcher thread, which ends when the loop is closed; it may be this one, or never have run.
+
+        Not when start() was interrupted: it waits for the thread by an Event, which it may have left locked for ever.
+        """
+        if self.started and threading.current_thread() is not self.thread:
             self.thread.join()
 
     def give_up(self, connection: Connection) -> None:
@@ -429,7 +435,7 @@ class Loop:
             self.failure = error  # for begin()
             return False
         finally:
-            self.opened.set()
+            self.opened.release()
         return True
 
     def stand_in(self) -> None:
