@@ -6,10 +6,13 @@ import contextlib
 import dis
 import functools
 import gc
+import importlib
+import pkgutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import CodeType, FrameType, TracebackType
+from types import CodeType, FrameType, FunctionType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import gaio
@@ -24,45 +27,127 @@ class Strike:
     """Runs `action` before the `number`-th opcode that this thread runs below gaio/, counting from 1.
 
     Opcodes before which the interpreter runs no signal handler, and for which gaio relies on that, are left out:
-    `uninterruptible`.
+    `uninterruptible`. Only while `told_of_opcodes()`.
     """
 
     held_back: ClassVar[bool] = False  # while the test does its books
+    under_way: ClassVar[Strike | None] = None
 
     def __init__(self, number: int, action: Callable[[], object]) -> None:
         self.number = number
         self.place: str | None = None  # where it struck; None while it has not
         self._action = action
+        self._thread = threading.get_ident()
         self.counted = 0  # opcodes so far
 
     def __enter__(self) -> Self:
         # A finalizer that the collector runs might be struck, which is not what the count is about.
         gc.disable()
-        # From 3.12 on, opcodes are traced only if some frame has asked for it before tracing begins.
-        sys._getframe().f_trace_opcodes = True
-        sys.settrace(self._on_call)
+        Strike.under_way = self
+        if not MONITORING:
+            sys.settrace(_on_call)
         return self
 
     def __exit__(self, et: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        sys.settrace(None)
+        if not MONITORING:
+            sys.settrace(None)
+        Strike.under_way = None
         gc.enable()
 
-    def _on_call(self, frame: FrameType, _event: str, _argument: Any) -> Any:
-        if Strike.held_back or not frame.f_code.co_filename.startswith(GAIO):
-            return None
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        return self._on_opcode
-
-    def _on_opcode(self, frame: FrameType, event: str, _argument: Any) -> Any:
-        if event != "opcode" or self.place is not None or frame.f_lasti in uninterruptible(frame.f_code):
-            return self._on_opcode
+    def before_opcode(self, frame: FrameType, offset: int) -> None:
+        if self.place is not None or Strike.held_back or threading.get_ident() != self._thread:
+            return
+        if offset in uninterruptible(frame.f_code):
+            return
         self.counted += 1
         if self.counted == self.number:
-            sys.settrace(None)
             self.place = place_of(frame)
+            if not MONITORING:
+                sys.settrace(None)
             self._action()
-        return self._on_opcode
+
+
+# --- how the interpreter tells of opcodes ---------------------------------------------------------------------
+
+# From 3.12 on, sys.settrace() leaves opcodes out that another frame of the same code has run without being traced, as
+# those of the watcher thread are. What came instead leaves none out.
+MONITORING: Final = sys.version_info >= (3, 12)
+
+
+@contextlib.contextmanager
+def told_of_opcodes() -> Iterator[None]:
+    """See to it that strikes are told of opcodes; without one, that costs time and does nothing."""
+    if sys.version_info >= (3, 12):
+        from sys import monitoring
+
+        tool, instruction = 4, monitoring.events.INSTRUCTION  # 4: of the numbers that are kept for nobody
+        monitoring.use_tool_id(tool, "strikes")
+        monitoring.register_callback(tool, instruction, _on_instruction)
+        for code in code_of_gaio():
+            monitoring.set_local_events(tool, code, instruction)
+        yield
+        for code in code_of_gaio():
+            monitoring.set_local_events(tool, code, monitoring.events.NO_EVENTS)
+        monitoring.register_callback(tool, instruction, None)
+        monitoring.free_tool_id(tool)
+    else:
+        yield
+
+
+def _on_instruction(_code: CodeType, offset: int) -> None:
+    strike = Strike.under_way
+    if strike is not None:
+        strike.before_opcode(sys._getframe(1), offset)
+
+
+def _on_call(frame: FrameType, _event: str, _argument: Any) -> Any:
+    if Strike.held_back or not frame.f_code.co_filename.startswith(GAIO):
+        return None
+    frame.f_trace_opcodes = True
+    frame.f_trace_lines = False
+    return _on_opcode
+
+
+def _on_opcode(frame: FrameType, event: str, _argument: Any) -> Any:
+    strike = Strike.under_way
+    if event == "opcode" and strike is not None:
+        strike.before_opcode(frame, frame.f_lasti)
+    return _on_opcode
+
+
+@functools.cache
+def code_of_gaio() -> list[CodeType]:
+    """Of every function and method there is, and of the functions within them."""
+    found: dict[CodeType, None] = {}
+    for module in pkgutil.walk_packages(gaio.__path__, "gaio."):
+        try:
+            names = vars(importlib.import_module(module.name))
+        except (ImportError, AttributeError, OSError):
+            continue  # a backend of another system
+        for value in list(names.values()):
+            for member in list(vars(value).values()) if isinstance(value, type) else [value]:
+                for function in _functions_behind(member):
+                    if function.__code__.co_filename.startswith(GAIO):
+                        found.update(dict.fromkeys(_with_inner(function.__code__)))
+    return sorted(found, key=lambda code: (code.co_filename, code.co_firstlineno))
+
+
+def _functions_behind(member: object) -> list[FunctionType]:
+    candidates = [member]
+    if isinstance(member, property):
+        candidates = [member.fget, member.fset]
+    elif isinstance(member, (staticmethod, classmethod)):
+        candidates = [member.__func__]
+    elif hasattr(member, "__wrapped__"):
+        candidates = [member.__wrapped__]
+    return [function for function in candidates if isinstance(function, FunctionType)]
+
+
+def _with_inner(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _with_inner(constant)
 
 
 def interrupt() -> None:

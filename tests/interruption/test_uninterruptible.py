@@ -7,13 +7,9 @@ Python/bytecodes.c; CHECK_EVAL_BREAKER. In 3.10 jumps forward do as well.)
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from types import CodeType, FunctionType
-
 import gaio
 from gaio.loop import Loop
-from tests.interruption.opcodes import GAIO, uninterruptible_stretches
+from tests.interruption.opcodes import code_of_gaio, uninterruptible_stretches
 
 # Opcodes that move values within a frame, and one that stores an attribute of an object.
 HARMLESS = {
@@ -21,21 +17,6 @@ HARMLESS = {
     *("NOP", "SWAP", "ROT_TWO", "DUP_TOP", "POP_BLOCK", "PRECALL", "PUSH_NULL"),
     "STORE_ATTR",
 }
-
-
-def code_of_gaio() -> list[CodeType]:
-    """Of every function and method there is."""
-    found: set[CodeType] = set()
-    for module in pkgutil.walk_packages(gaio.__path__, "gaio."):
-        try:
-            names = vars(importlib.import_module(module.name))
-        except (ImportError, AttributeError, OSError):
-            continue  # a backend of another system
-        for value in list(names.values()):
-            for member in vars(value).values() if isinstance(value, type) else [value]:
-                if isinstance(member, FunctionType) and member.__code__.co_filename.startswith(GAIO):
-                    found.add(member.__code__)
-    return sorted(found, key=lambda code: (code.co_filename, code.co_firstlineno))
 
 
 def test_from_the_delivery_of_a_batch_to_the_return() -> None:
