@@ -27,6 +27,13 @@ TYPED_FOLDERS = ("gaio", "examples", "tests", "benchmarks")
 # most. What the caller says comes later, and so counts: `-n 0` for one process, and for --pdb.
 PARALLEL = ("--numprocesses=auto", "--dist=worksteal")
 
+# What runs on every other interpreter: the behaviour suite, and what gaio relies on interpreters to do at opcodes.
+ON_OTHERS = (
+    "tests/behaviour",
+    "tests/interruption/test_other_threads.py",
+    "tests/interruption/test_uninterruptible.py",
+)
+
 
 class Outcome(NamedTuple):
     status: int
@@ -108,8 +115,8 @@ def run_matrix(first: interpreters.Interpreter, arguments: list[str], backend: s
         name = f"{other.name}, behaviour"
         announce(f"CPython {other.name}  {other.executable}")
         try:
-            behaviour = ["--storm", storm.CALM, *arguments, "tests/behaviour"]
-            outcomes[name] = run_pytest(environment.prepare(other, pip_from=python), behaviour, backend, [])
+            for_other = ["--storm", storm.CALM, *arguments, *ON_OTHERS]
+            outcomes[name] = run_pytest(environment.prepare(other, pip_from=python), for_other, backend, [])
         except environment.CannotPrepare as error:
             print(error, flush=True)
             outcomes[name] = Outcome(1, "1 error in its environment")
