@@ -14,7 +14,6 @@ have received what the results of the writes say.
 from __future__ import annotations
 
 import contextlib
-import functools
 import socket
 import sys
 from typing import NamedTuple
@@ -29,14 +28,13 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 import gaio
 from gaio import loop
 from tests import backends
 from tests.accounting import Request
-from tests.interruption.opcodes import interrupted_at
+from tests.interruption.opcodes import interrupted_at, told_of_opcodes
 from tests.interruption.world import SECONDS, World
 from tests.peers import pattern, reset
 from tests.waiting import TimeLimit
@@ -318,14 +316,18 @@ class WatcherMachine(RuleBasedStateMachine):
 @pytest.mark.slow
 def test_whole_watcher(backend: backends.Name, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "GRACE", 3600)  # the watcher thread acts when it is told to
-    run_state_machine_as_test(
-        functools.partial(WatcherMachine, backend),  # type: ignore[arg-type]  # any callable that makes one will do
-        settings=settings(
-            max_examples=100,
-            stateful_step_count=50,
-            deadline=None,
-            derandomize=True,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
+
+    class Machine(WatcherMachine):
+        def __init__(self) -> None:
+            super().__init__(backend)
+
+    Machine.TestCase.settings = settings(
+        max_examples=100,
+        stateful_step_count=50,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
     )
+    with told_of_opcodes():
+        Machine.TestCase().runTest()

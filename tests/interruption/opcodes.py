@@ -32,6 +32,7 @@ class Strike:
 
     held_back: ClassVar[bool] = False  # while the test does its books
     under_way: ClassVar[Strike | None] = None
+    told: ClassVar[bool] = False  # by `told_of_opcodes()`
 
     def __init__(self, number: int, action: Callable[[], object]) -> None:
         self.number = number
@@ -41,6 +42,7 @@ class Strike:
         self.counted = 0  # opcodes so far
 
     def __enter__(self) -> Self:
+        assert Strike.told, "without told_of_opcodes() nothing would ever be struck"
         # A finalizer that the collector runs might be struck, which is not what the count is about.
         gc.disable()
         Strike.under_way = self
@@ -76,7 +78,17 @@ MONITORING: Final = sys.version_info >= (3, 12)
 
 @contextlib.contextmanager
 def told_of_opcodes() -> Iterator[None]:
-    """See to it that strikes are told of opcodes; without one, that costs time and does nothing."""
+    """See to it that strikes are told of opcodes; while there is none, that costs time and does nothing."""
+    Strike.told = True
+    try:
+        with _monitored():
+            yield
+    finally:
+        Strike.told = False
+
+
+@contextlib.contextmanager
+def _monitored() -> Iterator[None]:
     if sys.version_info >= (3, 12):
         from sys import monitoring
 
@@ -85,11 +97,13 @@ def told_of_opcodes() -> Iterator[None]:
         monitoring.register_callback(tool, instruction, _on_instruction)
         for code in code_of_gaio():
             monitoring.set_local_events(tool, code, instruction)
-        yield
-        for code in code_of_gaio():
-            monitoring.set_local_events(tool, code, monitoring.events.NO_EVENTS)
-        monitoring.register_callback(tool, instruction, None)
-        monitoring.free_tool_id(tool)
+        try:
+            yield
+        finally:
+            for code in code_of_gaio():
+                monitoring.set_local_events(tool, code, monitoring.events.NO_EVENTS)
+            monitoring.register_callback(tool, instruction, None)
+            monitoring.free_tool_id(tool)
     else:
         yield
 
