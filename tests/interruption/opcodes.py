@@ -7,6 +7,7 @@ import dis
 import functools
 import gc
 import importlib
+import inspect
 import pkgutil
 import sys
 import threading
@@ -195,11 +196,32 @@ def place_of(frame: FrameType) -> str:
 @functools.cache
 def uninterruptible(code: CodeType) -> frozenset[int]:
     """The offsets of opcodes that gaio relies on not being struck: test_uninterruptible.py proves that they are not."""
-    return frozenset(entry.offset for stretch in uninterruptible_stretches(code) for entry in stretch)
+    stretches = [*uninterruptible_stretches(code), ending_of_generator(code)]
+    return frozenset(entry.offset for stretch in stretches for entry in stretch)
+
+
+def ending_of_generator(code: CodeType) -> list[dis.Instruction]:
+    """What the compiler adds to a generator from 3.12 on, to make an error of a StopIteration that comes out of it.
+
+    It runs when a generator is closed early, too, where every exception is ignored.
+    """
+    if not code.co_flags & inspect.CO_GENERATOR:
+        return []
+    entries = _instructions(code)
+    return [
+        entry
+        for before, entry in zip([None, *entries], entries, strict=False)
+        if (entry.opname == "CALL_INTRINSIC_1" and "STOPITERATION" in entry.argrepr)
+        or (entry.opname == "RERAISE" and before is not None and "STOPITERATION" in before.argrepr)
+    ]
+
+
+def _instructions(code: CodeType) -> list[dis.Instruction]:
+    return [entry for entry in dis.get_instructions(code) if entry.opname not in ("CACHE", "EXTENDED_ARG")]
 
 
 def uninterruptible_stretches(code: CodeType) -> list[list[dis.Instruction]]:
-    entries = [entry for entry in dis.get_instructions(code) if entry.opname not in ("CACHE", "EXTENDED_ARG")]
+    entries = _instructions(code)
     stretches = [*_ends_of_with(entries)]
     if code is gaio.Watcher.wait_io.__code__:
         stretches.append(_after_delivery(entries))

@@ -7,9 +7,11 @@ Python/bytecodes.c; CHECK_EVAL_BREAKER. In 3.10 jumps forward do as well.)
 
 from __future__ import annotations
 
+import sys
+
 import gaio
 from gaio.loop import Loop
-from tests.interruption.opcodes import code_of_gaio, uninterruptible_stretches
+from tests.interruption.opcodes import code_of_gaio, ending_of_generator, uninterruptible_stretches
 
 # Opcodes that move values within a frame, and one that stores an attribute of an object.
 HARMLESS = {
@@ -41,3 +43,10 @@ def test_from_the_body_of_a_with_to_the_release_of_its_lock() -> None:
             assert call.opname in ("CALL", "CALL_FUNCTION"), code
             ends += 1
     assert ends >= 4
+
+
+def test_the_ending_of_a_generator() -> None:
+    found = [[entry.opname for entry in ending_of_generator(code)] for code in code_of_gaio()]
+    endings = [names for names in found if names]
+    assert all(names == ["CALL_INTRINSIC_1", "RERAISE"] for names in endings)
+    assert bool(endings) == (sys.version_info >= (3, 12))
