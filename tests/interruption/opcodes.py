@@ -47,15 +47,22 @@ class Strike:
         # A finalizer that the collector runs might be struck, which is not what the count is about.
         gc.disable()
         Strike.under_way = self
-        if not MONITORING:
+        if sys.version_info >= (3, 12):
+            sys.monitoring.register_callback(_TOOL, sys.monitoring.events.INSTRUCTION, _on_instruction)
+        else:
             sys.settrace(_on_call)
         return self
 
     def __exit__(self, et: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
-        if not MONITORING:
-            sys.settrace(None)
+        self._stop_listening()
         Strike.under_way = None
         gc.enable()
+
+    def _stop_listening(self) -> None:
+        if sys.version_info >= (3, 12):
+            sys.monitoring.register_callback(_TOOL, sys.monitoring.events.INSTRUCTION, None)
+        else:
+            sys.settrace(None)
 
     def before_opcode(self, frame: FrameType, offset: int) -> None:
         if self.place is not None or Strike.held_back or threading.get_ident() != self._thread:
@@ -65,21 +72,20 @@ class Strike:
         self.counted += 1
         if self.counted == self.number:
             self.place = place_of(frame)
-            if not MONITORING:
-                sys.settrace(None)
+            self._stop_listening()
             self._action()
 
 
 # --- how the interpreter tells of opcodes ---------------------------------------------------------------------
 
 # From 3.12 on, sys.settrace() leaves opcodes out that another frame of the same code has run without being traced, as
-# those of the watcher thread are. What came instead leaves none out.
-MONITORING: Final = sys.version_info >= (3, 12)
+# those of the watcher thread are. What came instead leaves none out: sys.monitoring.
+_TOOL: Final = 4  # of the numbers that are kept for nobody
 
 
 @contextlib.contextmanager
 def told_of_opcodes() -> Iterator[None]:
-    """See to it that strikes are told of opcodes; while there is none, that costs time and does nothing."""
+    """See to it that strikes are told of opcodes."""
     Strike.told = True
     try:
         with _monitored():
@@ -91,20 +97,16 @@ def told_of_opcodes() -> Iterator[None]:
 @contextlib.contextmanager
 def _monitored() -> Iterator[None]:
     if sys.version_info >= (3, 12):
-        from sys import monitoring
-
-        tool, instruction = 4, monitoring.events.INSTRUCTION  # 4: of the numbers that are kept for nobody
-        monitoring.use_tool_id(tool, "strikes")
-        monitoring.register_callback(tool, instruction, _on_instruction)
+        monitoring = sys.monitoring
+        monitoring.use_tool_id(_TOOL, "strikes")
         for code in code_of_gaio():
-            monitoring.set_local_events(tool, code, instruction)
+            monitoring.set_local_events(_TOOL, code, monitoring.events.INSTRUCTION)
         try:
             yield
         finally:
             for code in code_of_gaio():
-                monitoring.set_local_events(tool, code, monitoring.events.NO_EVENTS)
-            monitoring.register_callback(tool, instruction, None)
-            monitoring.free_tool_id(tool)
+                monitoring.set_local_events(_TOOL, code, monitoring.events.NO_EVENTS)
+            monitoring.free_tool_id(_TOOL)
     else:
         yield
 
