@@ -14,11 +14,12 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType, TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import gaio
 
 if TYPE_CHECKING:
+    from _typeshed import TraceFunction
     from typing_extensions import Self
 
 GAIO: Final = str(Path(gaio.__file__).parent)
@@ -32,8 +33,9 @@ class Strike:
     """
 
     held_back: ClassVar[bool] = False  # while the test does its books
-    under_way: ClassVar[Strike | None] = None
     told: ClassVar[bool] = False  # by `told_of_opcodes()`
+    # Offsets, by the id() of the code: its hash takes longer. uninterruptible() keeps the code alive.
+    _left_out: ClassVar[dict[int, frozenset[int]]] = {}
 
     def __init__(self, number: int, action: Callable[[], object]) -> None:
         self.number = number
@@ -46,16 +48,14 @@ class Strike:
         assert Strike.told, "without told_of_opcodes() nothing would ever be struck"
         # A finalizer that the collector runs might be struck, which is not what the count is about.
         gc.disable()
-        Strike.under_way = self
         if sys.version_info >= (3, 12):
-            sys.monitoring.register_callback(_TOOL, sys.monitoring.events.INSTRUCTION, _on_instruction)
+            sys.monitoring.register_callback(_TOOL, sys.monitoring.events.INSTRUCTION, self._before_opcode)
         else:
-            sys.settrace(_on_call)
+            sys.settrace(self._on_call)
         return self
 
     def __exit__(self, et: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self._stop_listening()
-        Strike.under_way = None
         gc.enable()
 
     def _stop_listening(self) -> None:
@@ -64,13 +64,33 @@ class Strike:
         else:
             sys.settrace(None)
 
-    def before_opcode(self, frame: FrameType, offset: int) -> None:
-        if self.place is not None or Strike.held_back or threading.get_ident() != self._thread:
+    def _on_call(self, frame: FrameType, _event: str, _argument: object) -> TraceFunction | None:
+        if Strike.held_back or not frame.f_code.co_filename.startswith(GAIO):
+            return None
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        return self._on_event
+
+    def _on_event(self, frame: FrameType, event: str, _argument: object) -> TraceFunction:
+        if event == "opcode":
+            self._before_opcode(frame.f_code, frame.f_lasti)
+        return self._on_event
+
+    def _before_opcode(self, code: CodeType, offset: int) -> None:
+        # It runs some hundred million times in a run of the suite.
+        if Strike.held_back or self.place is not None or threading.get_ident() != self._thread:
             return
-        if offset in uninterruptible(frame.f_code):
+        left_out = Strike._left_out.get(id(code))
+        if left_out is None:
+            left_out = Strike._left_out[id(code)] = uninterruptible(code)
+        if offset in left_out:
             return
         self.counted += 1
         if self.counted == self.number:
+            frame = sys._getframe(1)
+            while frame.f_code is not code:
+                assert frame.f_back is not None
+                frame = frame.f_back
             self.place = place_of(frame)
             self._stop_listening()
             self._action()
@@ -109,27 +129,6 @@ def _monitored() -> Iterator[None]:
             monitoring.free_tool_id(_TOOL)
     else:
         yield
-
-
-def _on_instruction(_code: CodeType, offset: int) -> None:
-    strike = Strike.under_way
-    if strike is not None:
-        strike.before_opcode(sys._getframe(1), offset)
-
-
-def _on_call(frame: FrameType, _event: str, _argument: Any) -> Any:
-    if Strike.held_back or not frame.f_code.co_filename.startswith(GAIO):
-        return None
-    frame.f_trace_opcodes = True
-    frame.f_trace_lines = False
-    return _on_opcode
-
-
-def _on_opcode(frame: FrameType, event: str, _argument: Any) -> Any:
-    strike = Strike.under_way
-    if event == "opcode" and strike is not None:
-        strike.before_opcode(frame, frame.f_lasti)
-    return _on_opcode
 
 
 @functools.cache
