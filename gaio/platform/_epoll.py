@@ -65,7 +65,7 @@ MAX_EVENTS = 256
 _WAKE = 0  # the eventfd's token; those of descriptors begin with 2
 
 # What to do about an error of EPOLL_CTL_DEL: nothing, the descriptor is not registered, which was the aim.
-_NOT_REGISTERED = (errno.ENOENT, errno.EBADF)
+NOT_REGISTERED = (errno.ENOENT, errno.EBADF)
 
 
 class EpollBackend(ReadinessBackend):
@@ -118,7 +118,7 @@ class EpollBackend(ReadinessBackend):
         try:
             self._control(EPOLL_CTL_DEL, descriptor.fd, 0, 0)
         except OSError as error:
-            if error.errno not in _NOT_REGISTERED:
+            if error.errno not in NOT_REGISTERED:
                 raise
 
     def wait(self, timeout: float | None) -> None:

@@ -20,6 +20,10 @@ Facts about io_uring that shaped this file
       nothing was received.
     * A file may be read by a kernel worker that takes its buffer at the start, so files do without: they are polled,
       and then read into memory of their own.
+    * A poll is also ready when the peer has shut down its side, whatever was asked for. So a send that finds no room
+      then is tried 128 times in a row and handed to a kernel thread, which blocks in it, and which a cancellation at
+      the wrong moment does not reach (seen on Linux 6.18). So no write waits in the ring: what finds no room is told
+      of it by an epoll(7), which the ring polls.
     * What the CQ cannot hold the kernel keeps, and hands over at the next enter (IORING_FEAT_NODROP, Linux 5.5).
 
 Facts about interruption
@@ -55,6 +59,7 @@ from gaio.memory import SocketAddress, Vector
 from gaio.platform import DATAGRAM, FILE, LISTENER, NO_DESCRIPTORS, SOCKET, _libc
 from gaio.platform._eventfd import Wakeup
 from gaio.platform._libc import IOV_MAX, MAX_RW_COUNT, address_of, msghdr
+from gaio.platform._writability import Writability
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -198,18 +203,19 @@ _ASYNC_CANCEL = _operation(IORING_OP_ASYNC_CANCEL)
 _NOP = _operation(IORING_OP_NOP)
 
 _SOCK_CLOEXEC = os.O_CLOEXEC  # accept4(2): the same value on Linux
+_POLLIN = select.POLLIN if sys.byteorder == "little" else select.POLLIN << 16  # poll32_events: its halves are swapped
 _CURRENT_POSITION = 0xFFFFFFFFFFFFFFFF  # `off` of read and write: a pipe or terminal has no other
-# MSG_WAITALL has the kernel go on after a short transfer by itself.
-_SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_WAITALL
+_SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 
 # user_data: the token of the queue (`Queue.token`). Beyond those:
 _CANCELLATION = 1 << 62  # of the queue named by the rest
 _WAKE = 0  # tokens begin with 2
+_WRITABLE = 1
 
 # Queue.ready
-UNKNOWN = 0
-NOT_EMPTY = 1  # the last receive left bytes behind: receive without waiting for readiness first
-POLL = 2  # the descriptor said EAGAIN: poll it
+UNKNOWN = 0  # inbound only: with that, `entry` is taken for the receive that it is
+NOT_EMPTY = 1  # the last receive left bytes behind: receive without waiting for readiness first. Outbound: send
+POLL = 2  # the descriptor said EAGAIN: poll it, or wait for room to write
 POLLED = 3  # it has been polled: go ahead
 
 ENTRIES = 1024
@@ -267,6 +273,9 @@ class IoUringBackend:
         self._cancelling: set[int] = set()  # queue tokens with a cancellation under way
         self._messages: list[Any] = []  # msghdr structures that the kernel has not read yet
         self._wake_armed = False
+        self._blocked: dict[int, Any] = {}  # by descriptor, the write that waits for room
+        self._writability_armed = False
+        self._some_writable = False  # one of those descriptors is, or was
         self._order = threading.Lock()
 
         self.setup_flags = 0
@@ -281,6 +290,7 @@ class IoUringBackend:
             self._argument = io_uring_getevents_arg(ts=ctypes.addressof(self._timeout))
             self._argument_pointer = ctypes.c_void_p(ctypes.addressof(self._argument))
             self._wakeup = Wakeup()
+            self._writability = Writability(self._open)
         except BaseException:
             self.close()
             raise
@@ -398,7 +408,7 @@ class IoUringBackend:
             os.set_blocking(descriptor.fd, False)  # or a kernel worker would sit in read(2) for as long as it takes
 
     def unregister(self, descriptor: Descriptor) -> None:
-        pass  # the ring knows descriptors only through requests
+        self._writability.leave_alone(descriptor.fd)  # the ring knows descriptors only through requests
 
     # --- requests -------------------------------------------------------------------------------------------
 
@@ -429,7 +439,7 @@ class IoUringBackend:
             # The two common cases come first: a swap read, whose entry is always the same, and a whole bytes object.
             if memory is None and queue.entry and not (queue.ready or uncommon):
                 append(queue.entry)
-            elif type(memory) is bytes and queue.entry and not (request._offset or uncommon):
+            elif type(memory) is bytes and queue.entry and not (request._offset or queue.ready >= POLL or uncommon):
                 append(pack(_SEND, queue.fd, 0, address_of(memory), request._length, _SEND_FLAGS, queue.token, 0))
             else:
                 if queue.token in self._cancelling:
@@ -437,6 +447,9 @@ class IoUringBackend:
                     continue
                 self._parked.pop(request, None)
                 kind = queue.descriptor.kind
+                if queue.outbound and memory is not None and _lacks_room(request, queue, kind):
+                    self._wait_until_writable(request, queue)
+                    continue
                 if queue.ready >= POLL or kind == FILE or (memory is None and kind >= DATAGRAM):
                     append(self._entry_with_poll(request, queue, kind))
                 else:
@@ -500,12 +513,9 @@ class IoUringBackend:
         """
         memory = request._memory
         message = memory is None and not queue.outbound and kind != LISTENER
-        if queue.ready == POLL or (message and kind != FILE and queue.ready != POLLED):
+        if not queue.outbound and (queue.ready == POLL or (message and kind != FILE and queue.ready != POLLED)):
             queue.ready = POLL
-            events = select.POLLOUT if queue.outbound else select.POLLIN
-            # poll32_events: its halves are swapped on big-endian machines
-            events = events if sys.byteorder == "little" else events << 16
-            return SQE.pack(_POLL_ADD, queue.fd, 0, 0, 0, events, queue.token, 0)
+            return SQE.pack(_POLL_ADD, queue.fd, 0, 0, 0, _POLLIN, queue.token, 0)
         if message and kind >= DATAGRAM:
             request._length = self._swap_size  # first: memory of no length would take an empty message
             memory = request._memory = OwnMemory(self._swap_size)
@@ -524,11 +534,15 @@ class IoUringBackend:
     def cancel(self, request: Any) -> None:
         queue = request._queue
         if queue.waiting is not request:
-            if request in self._parked:  # the kernel does not have it
+            blocked = self._blocked.get(queue.fd) is request
+            if blocked or request in self._parked:  # the kernel does not have it
                 request._result = -errno.ECANCELED
                 if not (self.completed and self.completed[-1] is request):
                     self.completed.append(request)
-                del self._parked[request]
+                if blocked:
+                    del self._blocked[queue.fd]
+                else:
+                    del self._parked[request]
             return
         if queue.token in self._cancelling:
             return
@@ -538,11 +552,44 @@ class IoUringBackend:
         self._cancelling.add(queue.token)
         self._write_entries([SQE.pack(_ASYNC_CANCEL, -1, 0, queue.token, 0, 0, _CANCELLATION | queue.token, 0)])
 
+    # --- writes that wait for room --------------------------------------------------------------------------
+
+    def _wait_until_writable(self, request: Any, queue: Any) -> None:
+        queue.ready = POLL
+        self._blocked[queue.fd] = request
+        try:
+            self._writability.watch(queue.fd)
+        except OSError as error:
+            request._result = -(error.errno or errno.EIO)
+            self.completed.append(request)
+            del self._blocked[queue.fd]
+
+    def _go_on_writing(self) -> None:
+        self._some_writable = False
+        writable = self._writability.look()
+        requests = []
+        for fd in writable:
+            request = self._blocked.pop(fd, None)  # from here on with neither, until it is started: see settle()
+            if request is not None:
+                request._queue.ready = POLLED
+                requests.append(request)
+        self.start(requests)
+        for fd in writable:
+            self._writability.leave_alone(fd)
+
+    def _poll_writability(self) -> None:
+        if self._blocked and not self._writability_armed:
+            self._writability_armed = True
+            self._poll(self._writability.fd, 0, _WRITABLE)
+
     # --- the kernel -----------------------------------------------------------------------------------------
 
     def wait(self, timeout: float | None) -> None:
         if not self._wake_armed:
-            self._arm_wake()
+            # Multishot: the eventfd is never read, each write to it makes a CQE.
+            self._wake_armed = True
+            self._poll(self._wakeup.fd, IORING_POLL_ADD_MULTI, _WAKE)
+        self._poll_writability()
         if self._unpark and self._parked:
             self._unpark = False
             self.start(self._startable())
@@ -556,6 +603,11 @@ class IoUringBackend:
             self._enter_blocking(timeout)
             self._reap()
         while self._ksq_flags[0] & IORING_SQ_CQ_OVERFLOW:
+            self._enter(self._enter_now, 0)
+            self._reap()
+        if self._some_writable:
+            self._go_on_writing()
+            self._poll_writability()  # for the others, now: a loop that this is nested in sees no other sign
             self._enter(self._enter_now, 0)
             self._reap()
         if self._messages and self._ksq_head[0] == self._sq_tail:
@@ -597,14 +649,11 @@ class IoUringBackend:
         if number and number not in _LATER:
             raise OSError(number, f"io_uring_enter: {os.strerror(number)}")
 
-    def _arm_wake(self) -> None:
+    def _poll(self, fd: int, flags: int, token: int) -> None:
+        """Have the ring poll a descriptor of our own."""
         if (self._sq_tail - self._ksq_head[0]) & _MASK32 >= self._sq_entries:
             self._make_room()
-        events = select.POLLIN if sys.byteorder == "little" else select.POLLIN << 16
-        # Multishot: the eventfd is never read, each write to it makes a CQE.
-        entry = SQE.pack(_POLL_ADD, self._wakeup.fd, 0, 0, IORING_POLL_ADD_MULTI, events, _WAKE, 0)
-        self._wake_armed = True
-        self._write_entries([entry])
+        self._write_entries([SQE.pack(_POLL_ADD, fd, 0, 0, flags, _POLLIN, token, 0)])
 
     def _reap(self) -> bool:
         """Work through CQEs, at most MAX_COMPLETIONS; whether there were any."""
@@ -672,7 +721,7 @@ class IoUringBackend:
             self._too_few_buffers = True
             queue.waiting = None
             return True
-        if queue.ready == POLL and result >= 0:
+        if queue.ready == POLL and result >= 0 and not queue.outbound:
             if queue.token in self._cancelling:
                 request._result = -errno.ECANCELED
                 self.completed.append(request)
@@ -682,7 +731,7 @@ class IoUringBackend:
             queue.waiting = None
             queue.ready = POLLED  # if this is not reached, it is polled once more
             return True
-        queue.ready = POLL if result == -errno.EAGAIN else UNKNOWN
+        queue.ready = POLL if result == -errno.EAGAIN else NOT_EMPTY if queue.outbound else UNKNOWN
         memory = request._memory
         if type(memory) is OwnMemory:
             if result > 0:
@@ -696,6 +745,9 @@ class IoUringBackend:
         if token & _CANCELLATION:
             self._cancelling.discard(token ^ _CANCELLATION)
             self._unpark = True
+        elif token == _WRITABLE:
+            self._writability_armed = False
+            self._some_writable = True
         elif token == _WAKE and not flags & IORING_CQE_F_MORE:
             self._wake_armed = False  # its thread has exited, or the kernel gave up on it
 
@@ -742,8 +794,9 @@ class IoUringBackend:
             if request._queue is not None:  # else the core has finished it already
                 request._queue.waiting = None
         self._reap()
-        self._wake_armed = False  # if it is armed still, a second one does no harm
+        self._wake_armed = self._writability_armed = False  # if it is armed still, a second one does no harm
         self._unpark = True
+        self._blocked.clear()  # they will be started again
         held = list(self._parked)
         for descriptor in list(self._descriptors.values()):
             for queue in (descriptor.reads, descriptor.writes):
@@ -775,6 +828,11 @@ class IoUringBackend:
         # The mappings do not exist in a child (MADV_DONTFORK), so it cannot reap what is the parent's.
         _libc.close_all(self._open)
         self._mapped.clear()
+
+
+def _lacks_room(request: Any, queue: Any, kind: int) -> bool:
+    """Whether a write has to wait until there is room: one was refused, or this one came back short."""
+    return queue.ready == POLL or (request._offset > 0 and kind <= SOCKET and queue.ready != POLLED)
 
 
 class _Cancellation:

@@ -1,0 +1,70 @@
+"""Which descriptors can be written to: an epoll(7), for what io_uring(7) does not wait for well."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+
+from gaio.platform import _libc
+from gaio.platform._epoll import (
+    EPOLL_CLOEXEC,
+    EPOLL_CTL_ADD,
+    EPOLL_CTL_DEL,
+    EPOLLOUT,
+    EVENT,
+    MAX_EVENTS,
+    NOT_REGISTERED,
+)
+
+
+class Writability:
+    """Level-triggered, so that an exception between any two bytecodes loses nothing: what was told is told again.
+
+    It polls as readable while one of the descriptors can be written to, or has failed.
+    """
+
+    __slots__ = ("fd", "_watched", "_events", "_events_pointer", "_counts", "_epoll_ctl", "_epoll_wait")
+
+    def __init__(self, to_close: list[int]) -> None:
+        """The caller closes it: its descriptor is appended to that list."""
+        self._watched: set[int] = set()
+        events = bytearray(EVENT.size * MAX_EVENTS)
+        self._events_pointer = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(events)))
+        self._events = memoryview(events)  # keeps the array exported, so its address holds
+        self._counts: list[int] = []
+        self._epoll_ctl = _libc.checked("epoll_ctl")
+        self._epoll_wait = _libc.collecting("epoll_wait", self._counts)
+        to_close.append(_libc.checked("epoll_create1")(EPOLL_CLOEXEC))
+        self.fd = to_close[-1]
+
+    def watch(self, fd: int) -> None:
+        """May raise OSError: ENOMEM, or ENOSPC beyond /proc/sys/fs/epoll/max_user_watches."""
+        self._watched.add(fd)
+        event = (ctypes.c_char * EVENT.size).from_buffer_copy(EVENT.pack(EPOLLOUT, fd))
+        try:
+            self._epoll_ctl(self.fd, EPOLL_CTL_ADD, fd, ctypes.addressof(event))
+        except OSError as error:
+            if error.errno != errno.EEXIST:  # watched already, since its last write was called off
+                raise
+
+    def look(self) -> list[int]:
+        """Those that can be written to, MAX_EVENTS at most; each is watched until it is left alone."""
+        self._counts.clear()
+        self._epoll_wait(self.fd, self._events_pointer, MAX_EVENTS, 0)
+        count = self._counts[0]
+        if count < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"epoll_wait: {os.strerror(number)}")
+        return [fd for _, fd in EVENT.iter_unpack(self._events[: count * EVENT.size])]
+
+    def leave_alone(self, fd: int) -> None:
+        """Also before it is closed: see the facts about epoll in _epoll.py."""
+        if fd not in self._watched:
+            return
+        try:
+            self._epoll_ctl(self.fd, EPOLL_CTL_DEL, fd, None)
+        except OSError as error:
+            if error.errno not in NOT_REGISTERED:
+                raise
+        self._watched.discard(fd)
