@@ -65,7 +65,30 @@ MAX_EVENTS = 256
 _WAKE = 0  # the eventfd's token; those of descriptors begin with 2
 
 # What to do about an error of EPOLL_CTL_DEL: nothing, the descriptor is not registered, which was the aim.
-NOT_REGISTERED = (errno.ENOENT, errno.EBADF)
+_NOT_REGISTERED = (errno.ENOENT, errno.EBADF)
+
+
+class InterestList:
+    """What an epoll waits for: epoll_create1(2) and epoll_ctl(2)."""
+
+    __slots__ = ("fd", "_epoll_ctl")
+
+    def __init__(self, to_close: list[int]) -> None:
+        """The caller closes it: its descriptor is appended to that list."""
+        self._epoll_ctl = _libc.checked("epoll_ctl")
+        to_close.append(_libc.checked("epoll_create1")(EPOLL_CLOEXEC))
+        self.fd = to_close[-1]
+
+    def add(self, fd: int, events: int, token: int) -> None:
+        event = (ctypes.c_char * EVENT.size).from_buffer_copy(EVENT.pack(events, token))
+        self._epoll_ctl(self.fd, EPOLL_CTL_ADD, fd, ctypes.addressof(event))
+
+    def remove(self, fd: int) -> None:
+        try:
+            self._epoll_ctl(self.fd, EPOLL_CTL_DEL, fd, None)
+        except OSError as error:
+            if error.errno not in _NOT_REGISTERED:
+                raise
 
 
 class EpollBackend(ReadinessBackend):
@@ -75,13 +98,13 @@ class EpollBackend(ReadinessBackend):
 
     __slots__ = (
         "_open",
+        "_interest",
         "_epoll",
         "_wakeup",
         "_descriptors",
         "_events",
         "_events_pointer",
         "_counts",
-        "_epoll_ctl",
         "_epoll_wait",
         "_epoll_look",
     )
@@ -93,33 +116,25 @@ class EpollBackend(ReadinessBackend):
         self._events_pointer = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(events)))
         self._events = memoryview(events)  # keeps the array exported, so its address holds
         self._counts: list[int] = []  # what epoll_wait() returned and is not dealt with yet
-        self._epoll_ctl = _libc.checked("epoll_ctl")
         self._epoll_wait = _libc.collecting("epoll_wait", self._counts, waits=True)
         self._epoll_look = _libc.collecting("epoll_wait", self._counts)
-        self._open = [_libc.checked("epoll_create1")(EPOLL_CLOEXEC)]
-        self._epoll = self._open[0]
+        self._open: list[int] = []
+        self._interest = InterestList(self._open)
+        self._epoll = self._interest.fd
         try:
             self._wakeup = Wakeup()
-            self._control(EPOLL_CTL_ADD, self._wakeup.fd, EPOLLIN | EPOLLET, _WAKE)
+            self._interest.add(self._wakeup.fd, EPOLLIN | EPOLLET, _WAKE)
         except OSError:
             self.close()
             raise
 
-    def _control(self, operation: int, fd: int, events: int, token: int) -> None:
-        event = (ctypes.c_char * EVENT.size).from_buffer_copy(EVENT.pack(events, token))
-        self._epoll_ctl(self._epoll, operation, fd, ctypes.addressof(event))
-
     def register(self, descriptor: Descriptor) -> None:
         if descriptor.kind >= FILE:
             os.set_blocking(descriptor.fd, False)  # read(2), write(2) and accept(2) have no MSG_DONTWAIT
-        self._control(EPOLL_CTL_ADD, descriptor.fd, INTEREST, descriptor.token)
+        self._interest.add(descriptor.fd, INTEREST, descriptor.token)
 
     def unregister(self, descriptor: Descriptor) -> None:
-        try:
-            self._control(EPOLL_CTL_DEL, descriptor.fd, 0, 0)
-        except OSError as error:
-            if error.errno not in NOT_REGISTERED:
-                raise
+        self._interest.remove(descriptor.fd)
 
     def wait(self, timeout: float | None) -> None:
         if self._short_of_memory:

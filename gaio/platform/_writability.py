@@ -7,15 +7,7 @@ import errno
 import os
 
 from gaio.platform import _libc
-from gaio.platform._epoll import (
-    EPOLL_CLOEXEC,
-    EPOLL_CTL_ADD,
-    EPOLL_CTL_DEL,
-    EPOLLOUT,
-    EVENT,
-    MAX_EVENTS,
-    NOT_REGISTERED,
-)
+from gaio.platform._epoll import EPOLLOUT, EVENT, MAX_EVENTS, InterestList
 
 
 class Writability:
@@ -24,7 +16,7 @@ class Writability:
     It polls as readable while one of the descriptors can be written to, or has failed.
     """
 
-    __slots__ = ("fd", "_watched", "_events", "_events_pointer", "_counts", "_epoll_ctl", "_epoll_wait")
+    __slots__ = ("fd", "_watched", "_events", "_events_pointer", "_counts", "_interest", "_epoll_wait")
 
     def __init__(self, to_close: list[int]) -> None:
         """The caller closes it: its descriptor is appended to that list."""
@@ -33,17 +25,15 @@ class Writability:
         self._events_pointer = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(events)))
         self._events = memoryview(events)  # keeps the array exported, so its address holds
         self._counts: list[int] = []
-        self._epoll_ctl = _libc.checked("epoll_ctl")
         self._epoll_wait = _libc.collecting("epoll_wait", self._counts)
-        to_close.append(_libc.checked("epoll_create1")(EPOLL_CLOEXEC))
-        self.fd = to_close[-1]
+        self._interest = InterestList(to_close)
+        self.fd = self._interest.fd
 
     def watch(self, fd: int) -> None:
         """May raise OSError: ENOMEM, or ENOSPC beyond /proc/sys/fs/epoll/max_user_watches."""
         self._watched.add(fd)
-        event = (ctypes.c_char * EVENT.size).from_buffer_copy(EVENT.pack(EPOLLOUT, fd))
         try:
-            self._epoll_ctl(self.fd, EPOLL_CTL_ADD, fd, ctypes.addressof(event))
+            self._interest.add(fd, EPOLLOUT, fd)
         except OSError as error:
             if error.errno != errno.EEXIST:  # watched already, since its last write was called off
                 raise
@@ -60,11 +50,6 @@ class Writability:
 
     def leave_alone(self, fd: int) -> None:
         """Also before it is closed: see the facts about epoll in _epoll.py."""
-        if fd not in self._watched:
-            return
-        try:
-            self._epoll_ctl(self.fd, EPOLL_CTL_DEL, fd, None)
-        except OSError as error:
-            if error.errno not in NOT_REGISTERED:
-                raise
-        self._watched.discard(fd)
+        if fd in self._watched:
+            self._interest.remove(fd)
+            self._watched.discard(fd)
