@@ -507,9 +507,9 @@ class IoUringBackend:
     def _entry_with_poll(self, request: Any, queue: Any, kind: int) -> bytes:
         """The entry where the ring does not wait by itself, or must not lend a buffer of its own.
 
-        What was opened with O_NONBLOCK is not waited for: files here are, and some kernels do so with sockets. They
-        complete with -EAGAIN, and are polled then. And a swap read of what keeps message boundaries needs room for
-        the largest message, but no memory while it waits.
+        What was opened with O_NONBLOCK is not waited for: files here are, and some kernels do so with sockets. Reads
+        complete with -EAGAIN, and are polled then; for writes see _wait_until_writable(). And a swap read of what keeps
+        message boundaries needs room for the largest message, but no memory while it waits.
         """
         memory = request._memory
         message = memory is None and not queue.outbound and kind != LISTENER
@@ -578,7 +578,7 @@ class IoUringBackend:
             self._writability.leave_alone(fd)
 
     def _poll_writability(self) -> None:
-        if self._blocked and not self._writability_armed:
+        if not self._writability_armed:
             self._writability_armed = True
             self._poll(self._writability.fd, 0, _WRITABLE)
 
@@ -589,7 +589,8 @@ class IoUringBackend:
             # Multishot: the eventfd is never read, each write to it makes a CQE.
             self._wake_armed = True
             self._poll(self._wakeup.fd, IORING_POLL_ADD_MULTI, _WAKE)
-        self._poll_writability()
+        if self._blocked:
+            self._poll_writability()
         if self._unpark and self._parked:
             self._unpark = False
             self.start(self._startable())
@@ -607,7 +608,8 @@ class IoUringBackend:
             self._reap()
         if self._some_writable:
             self._go_on_writing()
-            self._poll_writability()  # for the others, now: a loop that this is nested in sees no other sign
+            if self._blocked:
+                self._poll_writability()  # now: a loop that this is nested in sees no other sign
             self._enter(self._enter_now, 0)
             self._reap()
         if self._messages and self._ksq_head[0] == self._sq_tail:
