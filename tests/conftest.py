@@ -13,6 +13,7 @@ import pytest
 import gaio
 from tests import backends, leaks, storm
 from tests.accounting import AccountedWatcher, MakeWatcher
+from tests.faulty_libc import FaultyLibc
 from tests.peers import Pairs
 from tests.waiting import wait_until
 
@@ -114,6 +115,14 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if not offered[name].available:
         pytest.fail(f"must work here, but does not: {name}: {offered[name].reason}")
     return name
+
+
+@pytest.fixture
+def libc(monkeypatch: pytest.MonkeyPatch) -> FaultyLibc:
+    """A libc that can be told to fail. Ask for it before a watcher is made: backends bind their functions when they
+    are opened.
+    """
+    return FaultyLibc(monkeypatch)
 
 
 @pytest.fixture

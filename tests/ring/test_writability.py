@@ -6,19 +6,12 @@ import errno
 import os
 import socket
 
-import pytest
-
 from tests.accounting import MakeWatcher
 from tests.faulty_libc import FaultyLibc
 from tests.peers import Pairs, pattern, receive_exactly, receive_until_eof
 from tests.waiting import Background
 
 MESSAGE = pattern(4 << 20)
-
-
-@pytest.fixture
-def libc(monkeypatch: pytest.MonkeyPatch) -> FaultyLibc:
-    return FaultyLibc(monkeypatch)
 
 
 def test_the_epoll_takes_no_more(libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs) -> None:
