@@ -300,6 +300,11 @@ class Watcher:
                 return
         self._inbox.append(Release(connection))
         self._loop.table_of(connection).pop(connection.key, None)
+        # Nothing is left to reclaim, and without a finalizer no Python code runs when conn is collected: a Ctrl-C that
+        # strikes there would be swallowed, as the interpreter does with whatever a finalizer raises.
+        if connection.finalizer is not None:
+            connection.finalizer.detach()
+            connection.conn = weakref.ref(conn)  # the one before would call the finalizer even so
         if self._loop.sleeping:
             self._loop.rouse()
 

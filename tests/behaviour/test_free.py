@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 import socket
+import sys
 import threading
+import weakref
 from functools import partial
+from types import FrameType
 
 import pytest
 
 import gaio
-from tests.accounting import AccountedWatcher
+from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.peers import Pairs, pattern, receive_until_eof
 from tests.waiting import Background
 
@@ -167,3 +170,26 @@ def test_free_and_data_race_without_loss(watcher: AccountedWatcher, pairs: Pairs
         assert isinstance(read.error, gaio.ConnClosedError) if read.size == 0 else read.data == b"data"
         outcomes.add(read.size)
     assert outcomes <= {0, 4}
+
+
+@pytest.mark.scenario(2)
+def test_a_freed_connection_is_collected_without_swallowing_ctrl_c(make_watcher: MakeWatcher, pairs: Pairs) -> None:
+    """What is raised in a finalizer the interpreter swallows, so none runs: a server once did not hear its SIGINT."""
+    watcher = make_watcher().watcher
+    conn, _ = pairs.tcp()
+    watcher.read(conn)
+    watcher.free(conn)
+    assert isinstance(watcher.wait_io()[0].error, gaio.ConnClosedError)
+    there = weakref.ref(conn)
+    called: list[str] = []
+
+    def note_call(frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call":
+            called.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+
+    before = sys.getprofile()
+    sys.setprofile(note_call)
+    del conn
+    sys.setprofile(before)
+    assert there() is None
+    assert called == []
