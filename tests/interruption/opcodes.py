@@ -69,20 +69,25 @@ class Strike:
             return None
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
-        return self._on_event
+        left_out = self._offsets_left_out(frame.f_code)
 
-    def _on_event(self, frame: FrameType, event: str, _argument: object) -> TraceFunction:
-        if event == "opcode":
-            self._before_opcode(frame.f_code, frame.f_lasti)
-        return self._on_event
+        # It runs some hundred million times in a run of the suite, always in the thread that sys.settrace() is for.
+        def on_event(frame: FrameType, event: str, _argument: object) -> TraceFunction:
+            if event == "opcode" and frame.f_lasti not in left_out and not Strike.held_back and self.place is None:
+                self.counted += 1
+                if self.counted == self.number:
+                    self._strike(frame)
+            return on_event
+
+        return on_event
 
     def _before_opcode(self, code: CodeType, offset: int) -> None:
-        # It runs some hundred million times in a run of the suite.
+        # It, too, runs some hundred million times.
         if Strike.held_back or self.place is not None or threading.get_ident() != self._thread:
             return
         left_out = Strike._left_out.get(id(code))
         if left_out is None:
-            left_out = Strike._left_out[id(code)] = uninterruptible(code)
+            left_out = self._offsets_left_out(code)
         if offset in left_out:
             return
         self.counted += 1
@@ -91,9 +96,18 @@ class Strike:
             while frame.f_code is not code:
                 assert frame.f_back is not None
                 frame = frame.f_back
-            self.place = place_of(frame)
-            self._stop_listening()
-            self._action()
+            self._strike(frame)
+
+    def _offsets_left_out(self, code: CodeType) -> frozenset[int]:
+        left_out = Strike._left_out.get(id(code))
+        if left_out is None:
+            left_out = Strike._left_out[id(code)] = uninterruptible(code)
+        return left_out
+
+    def _strike(self, frame: FrameType) -> None:
+        self.place = place_of(frame)
+        self._stop_listening()
+        self._action()
 
 
 # --- how the interpreter tells of opcodes ---------------------------------------------------------------------
