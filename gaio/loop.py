@@ -515,8 +515,9 @@ class Loop:
         else:
             self.sleeping = [True]
             # copy() takes the inbox's lock, as an append does: whoever appended before it is seen here,
-            # and whoever appends after it sees `sleeping`.
-            backend.wait(0 if inbox.copy() else timeout)
+            # and whoever appends after it sees `sleeping`. What the consumer appends for want of the watch may have
+            # been admitted above already, with nothing to show for it but `wanted`, which it sets before.
+            backend.wait(0 if inbox.copy() or self.wanted else timeout)
             self.sleeping = AWAKE
 
         if completed:

@@ -26,22 +26,24 @@ GAIO: Final = str(Path(gaio.__file__).parent)
 
 
 class Strike:
-    """Runs `action` before the `number`-th opcode that this thread runs below gaio/, counting from 1.
+    """Runs `action` before the `number`-th opcode that a thread runs below gaio/, counting from 1.
 
+    Without `thread`, that is the one that makes this; another must have been started while `threads_can_be_struck()`.
     Opcodes before which the interpreter runs no signal handler, and for which gaio relies on that, are left out:
     `uninterruptible`. Only while `told_of_opcodes()`.
     """
 
     held_back: ClassVar[bool] = False  # while the test does its books
+    of_another_thread: ClassVar[Strike | None] = None  # for `threads_can_be_struck()`
     told: ClassVar[bool] = False  # by `told_of_opcodes()`
     # Offsets, by the id() of the code: its hash takes longer. uninterruptible() keeps the code alive.
     _left_out: ClassVar[dict[int, frozenset[int]]] = {}
 
-    def __init__(self, number: int, action: Callable[[], object]) -> None:
+    def __init__(self, number: int, action: Callable[[], object], thread: int | None = None) -> None:
         self.number = number
         self.place: str | None = None  # where it struck; None while it has not
         self._action = action
-        self._thread = threading.get_ident()
+        self._thread = threading.get_ident() if thread is None else thread
         self.counted = 0  # opcodes so far
 
     def __enter__(self) -> Self:
@@ -50,8 +52,10 @@ class Strike:
         gc.disable()
         if sys.version_info >= (3, 12):
             sys.monitoring.register_callback(_TOOL, sys.monitoring.events.INSTRUCTION, self._before_opcode)
-        else:
+        elif self._thread == threading.get_ident():
             sys.settrace(self._on_call)
+        else:
+            Strike.of_another_thread = self
         return self
 
     def __exit__(self, et: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
@@ -61,6 +65,8 @@ class Strike:
     def _stop_listening(self) -> None:
         if sys.version_info >= (3, 12):
             sys.monitoring.register_callback(_TOOL, sys.monitoring.events.INSTRUCTION, None)
+        elif Strike.of_another_thread is self:
+            Strike.of_another_thread = None
         else:
             sys.settrace(None)
 
@@ -143,6 +149,26 @@ def _monitored() -> Iterator[None]:
             monitoring.free_tool_id(_TOOL)
     else:
         yield
+
+
+@contextlib.contextmanager
+def threads_can_be_struck() -> Iterator[None]:
+    """Those that are started meanwhile: strikes can be told of their opcodes."""
+    if sys.version_info >= (3, 12):
+        yield  # as those of every thread
+        return
+    threading.settrace(_on_call_in_a_thread)
+    try:
+        yield
+    finally:
+        threading.settrace(None)
+
+
+def _on_call_in_a_thread(frame: FrameType, event: str, argument: object) -> TraceFunction | None:
+    strike = Strike.of_another_thread
+    if strike is None or strike._thread != threading.get_ident():
+        return None
+    return strike._on_call(frame, event, argument)
 
 
 @functools.cache

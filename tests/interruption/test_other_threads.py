@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,7 +13,7 @@ import gaio
 from gaio import loop
 from tests import backends
 from tests.accounting import Request
-from tests.interruption.opcodes import Strike
+from tests.interruption.opcodes import Strike, threads_can_be_struck
 from tests.interruption.world import SECONDS, World
 from tests.waiting import Background, TimeLimit, wait_until
 
@@ -96,4 +97,49 @@ def _turn_with_a_submission(backend: backends.Name, number: int, submitter: Thre
                 seconds = limit.left("") / 2
                 assert world.watcher.wait(seconds), f"submitted at opcode {number}, {strike.place}, and never seen"
             assert peer.recv(100) == b"from a thread"
+    return strike.place
+
+
+def test_consumer_comes_back_during_a_turn_of_the_watcher_thread(backend: backends.Name) -> None:
+    """It asks for the watch: the watcher thread must not wait in the kernel without having seen that."""
+    with threads_can_be_struck():
+        number = 1
+        while _consumer_comes_back(backend, number) is not None:
+            number += 1
+    assert number > 50
+
+
+def _consumer_comes_back(backend: backends.Name, number: int) -> str | None:
+    with World(backend, 4096) as world:
+        conn, peer = world.pairs.unix()
+        world.watcher.read(conn)
+        world.hand_to_thread()
+        go = threading.Event()
+        returned = threading.Event()
+
+        def come_back() -> None:
+            assert go.wait(SECONDS)
+            world.watcher.wait(0)
+            returned.set()
+
+        def let_the_consumer_ask() -> None:
+            go.set()
+            # Whether it has asked and waits for the answer cannot be seen, so this ends by itself.
+            until = time.monotonic() + 0.001
+            while time.monotonic() < until and not returned.is_set():
+                time.sleep(0)
+
+        consumer = Background(come_back)
+        strike = Strike(number, let_the_consumer_ask, world.loop.thread.ident)
+        with strike:
+            peer.sendall(b"x")  # ends one wait in the kernel, and another begins
+            wait_until(
+                lambda: strike.place or (world.loop.outbox and world.loop.sleeping), "the watcher thread to wait again"
+            )
+            if strike.place is None:  # the end of that wait proves that it had begun
+                world.watcher.write(conn, b"x")
+                wait_until(lambda: strike.place or len(world.loop.outbox) == 2, "the watcher thread to write")
+        go.set()
+        assert returned.wait(SECONDS), f"the consumer came back at opcode {number}, {strike.place}, and was not let in"
+        consumer.result()
     return strike.place
