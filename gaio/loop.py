@@ -15,7 +15,8 @@ States, and who may change them
                 then looks at it. Both look-and-append go through the inbox's lock, so one of the two sees the other.
                 A list, filled anew before each wait, and emptied by who has woken the holder: one who is held up
                 just then empties that list, and not the one of a later wait.
-    wanted      the consumer is waiting for the watch: the watcher thread lets go after the turn under way.
+    wanted      the thread of the consumer that is waiting for the watch, else 0: the watcher thread lets go after
+                the turn under way.
     visits      calls of wait_io() that ended. The watcher thread takes over when it stands still.
     cut_short   a turn has begun and not ended. When the next one begins so, recover() comes first.
     delivery    the batch that wait_io() is returning. Not None at the next call: it never got out, and goes again.
@@ -130,7 +131,7 @@ class Loop:
         self.inbox: list[Any] = []
         self.sleeping: list[bool] = AWAKE
         self.wakeups = 0  # counted by whoever wakes, with no lock: two at the same moment may count as one
-        self.wanted = False
+        self.wanted = 0
         self.closing = False
         self.closed = False
         self.nested = False  # another event loop waits for the backend's descriptor, see Watcher.fileno()
@@ -201,9 +202,9 @@ class Loop:
 
     def rouse(self) -> None:
         """After an append to the inbox that found `sleeping` set."""
-        if self.closed:
-            return  # the caller sees to what it appended: withdraw()
         sleeping = self.sleeping
+        if self.closed:  # looked at later: the list that a closed loop has must never be emptied
+            return  # the caller sees to what it appended: withdraw()
         self.backend.wake()
         sleeping.clear()
         self.wakeups += 1
@@ -268,6 +269,8 @@ class Loop:
                 if self.watch.acquire(timeout=GRACE):
                     if not self.closed:
                         self.turn(0)
+                        if self.nested:
+                            self.backend.wake()  # what the turn has taken or left: the other loop must look after it
                     self.watch.release()
             self.inside.discard(thread)
         except BaseException:
@@ -292,6 +295,8 @@ class Loop:
             self.inside.add(thread)
             if not self.watch.acquire(False):
                 self.take_over()
+            if self.closed:
+                raise WatcherClosedError("the watcher was closed meanwhile")
             self.turn(0)  # a ring listens for wake-ups only once it has been entered
             self.before_nesting()
             self.backend.wake()
@@ -345,7 +350,8 @@ class Loop:
             timeout = 0
         more = MORE_TURNS
         while not self.closed:
-            self.turn(timeout)
+            if not self.closing:  # else the wake-up for it may have been taken by a turn of another thread
+                self.turn(timeout)
             if self.closing:
                 self.shut()
             if self.outbox:
@@ -381,7 +387,9 @@ class Loop:
         self.sleeping = [True]
         if self.ready or self.inbox.copy():
             self.backend.wake()
+        self.cut_short = True  # by heappop(), which runs bytecode: see Deadlines.replace()
         when = self.deadlines.earliest()
+        self.cut_short = False
         if when is not None and (self.alarm is None or when < self.alarm):
             self.alarm = when
             self.ring_doorbell()
@@ -391,16 +399,18 @@ class Loop:
 
         Whatever the timeout of wait_io(): that is for I/O, and the thread lets go after the turn under way.
         """
-        self.wanted = True
+        self.wanted = threading.get_ident()
         self.inbox.append(Release(None))
         if self.sleeping:
             self.rouse()
         self.watch.acquire()
-        self.wanted = False
+        self.wanted = 0
 
     def step_aside(self) -> None:
         """An exception comes out of wait_io() or close(): let go of the watch, if this thread has it."""
-        self.wanted = False
+        thread = threading.get_ident()
+        if self.wanted == thread:
+            self.wanted = 0
         self.visits += 1
         try:
             if self.watch.acquire(False) and self.cut_short:
@@ -411,7 +421,10 @@ class Loop:
                     self.watch.release()
             except RuntimeError:
                 pass  # not, or no longer, this thread's
-            thread = threading.get_ident()
+            if self.nested:
+                # What made the descriptor readable may be taken, and the alarm set but not told of: begin anew.
+                self.backend.wake()
+                self.ring_doorbell()
             self.inside.discard(thread)
             if self.consumer == thread:
                 self.consumer = 0
@@ -473,15 +486,16 @@ class Loop:
                 self.watch.release()
                 idle = 0
         self.watch.acquire()
-        if not self.closed:
-            return True
+        if self.backend is not CLOSED_BACKEND or self.retired is not CLOSED_BACKEND:
+            return True  # also where close() has been cut short, and nobody calls it again
         self.watch.release()
         return False
 
     def watch_the_clock(self) -> None:
         """What is left to the watcher thread when nested: wake the other loop when a deadline passes."""
         alarm = self.alarm
-        if self.doorbell.acquire(timeout=-1 if alarm is None else max(0.0, alarm - monotonic())):
+        remaining = -1 if alarm is None else min(max(0.0, alarm - monotonic()), threading.TIMEOUT_MAX)
+        if self.doorbell.acquire(timeout=remaining):
             return  # another deadline is the first now, or the loop is closing
         if self.alarm == alarm:
             self.alarm = None
@@ -689,6 +703,8 @@ class Loop:
         request.error = error
         if request.operation is CONNECT:
             self.connecting.discard(queue.descriptor.token)
+        if request._deadline is not None:
+            self.deadlines.call_off(request._deadline)
         self.outbox.append(request)
         before._next = request._next
         if queue.tail is request:
@@ -750,10 +766,11 @@ class Loop:
     def dismiss(self) -> None:
         """Close the descriptors of connections that were given up and have nothing under way any more."""
         for connection in list(self.leaving):
+            for queue in connection.queues():
+                if queue.head is None:
+                    queue.tail = NO_MORE  # finish() has left it open
             if any(queue.head is not None for queue in connection.queues()):
                 continue  # the kernel may still write into its buffers
-            for queue in connection.queues():
-                queue.tail = NO_MORE
             if connection.fd >= 0:
                 self.backend.unregister(connection)
                 self.dying[:] = (connection.fd,)
@@ -826,8 +843,10 @@ class Loop:
         self.connections.clear()
         self.listeners.clear()
         self.descriptors.clear()
-        self.backend.abandon()
-        self.backend = CLOSED_BACKEND
+        self.cut_short = False  # another thread of the parent was in a turn
+        for backend in (self.backend, self.retired):
+            backend.abandon()
+        self.backend = self.retired = CLOSED_BACKEND
 
     # --- after an interruption ------------------------------------------------------------------------------
 

@@ -299,14 +299,15 @@ class Watcher:
             if connection is None:
                 return
         self._inbox.append(Release(connection))
+        if self._loop.sleeping:
+            self._loop.rouse()
+        # Not before: cut short up to here, free() can be called again.
         self._loop.table_of(connection).pop(connection.key, None)
         # Nothing is left to reclaim, and without a finalizer no Python code runs when conn is collected: a Ctrl-C that
         # strikes there would be swallowed, as the interpreter does with whatever a finalizer raises.
         if connection.finalizer is not None:
             connection.finalizer.detach()
             connection.conn = weakref.ref(conn)  # the one before would call the finalizer even so
-        if self._loop.sleeping:
-            self._loop.rouse()
 
     def _submit(
         self,
@@ -512,10 +513,11 @@ class Watcher:
         Raises `WatcherClosedError` when the watcher is closed.
         """
         loop = self._loop
+        backend = loop.backend  # first: when it is that of a closed loop, `closing` says so
         if loop.closing:
             raise WatcherClosedError(_CLOSED)
         loop.nest()
-        return loop.backend.fileno()
+        return backend.fileno()
 
     @property
     def closed(self) -> bool:

@@ -139,3 +139,32 @@ print("good")
 
 def test_a_view_that_the_child_inherits_shows_what_it_did(backend: Name) -> None:
     assert child.output_of(VIEW_PROGRAM.format(backend=backend), *MAY_FORK) == "good"
+
+
+WHILE_THE_THREAD_WAITS = """
+import os, socket
+import gaio
+
+watcher = gaio.Watcher(backend={backend!r})
+conn, peer = socket.socketpair()
+watcher.read(conn)
+while not watcher._loop.sleeping:
+    os.sched_yield()
+pid = os.fork()
+if pid == 0:
+    try:
+        watcher.wait_io(0)
+    except gaio.WatcherClosedError:
+        os._exit(7)
+    os._exit(1)
+_, status = os.waitpid(pid, 0)
+watcher.close()
+peer.close()
+print(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.scenario(12)
+def test_the_child_is_told_that_the_watcher_is_closed_whatever_its_thread_did(backend: Name) -> None:
+    """It waited in the kernel, in the middle of a turn."""
+    assert child.output_of(WHILE_THE_THREAD_WAITS.format(backend=backend), *MAY_FORK) == "7"

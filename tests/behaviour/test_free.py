@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import socket
 import sys
@@ -193,3 +194,21 @@ def test_a_freed_connection_is_collected_without_swallowing_ctrl_c(make_watcher:
     sys.setprofile(before)
     assert there() is None
     assert called == []
+
+
+def test_what_was_cut_off_is_not_kept_until_its_deadline(make_watcher: MakeWatcher, pairs: Pairs) -> None:
+    class Context:
+        """Anything that can be weakly referred to."""
+
+    watcher = make_watcher().watcher
+    conn, _ = pairs.tcp()
+    contexts = [Context() for _ in range(3)]
+    for context in contexts:
+        watcher.read(conn, context=context, timeout=3600)
+    watcher.free(conn)
+    results = watcher.wait_io()
+    assert len(results) == 3
+    there = [weakref.ref(context) for context in contexts]
+    del context, results, contexts
+    gc.collect()
+    assert [context() for context in there] == [None] * 3

@@ -169,6 +169,14 @@ class TestDeadlines:
         nest.finish(read)
         assert isinstance(read.error, gaio.DeadlineError)
 
+    def test_one_after_a_geological_age_keeps_none_from_being_kept(self, nest: Nest, pairs: Pairs) -> None:
+        """Beyond what locks can wait for, which ended the watcher thread."""
+        nest.watcher.read(pairs.tcp()[0], timeout=1e12)
+        nest.settle()
+        read = nest.watcher.read(pairs.tcp()[0], timeout=0.05)
+        nest.finish(read)
+        assert isinstance(read.error, gaio.DeadlineError)
+
     def test_one_that_nobody_needs_any_more(self, nest: Nest, pairs: Pairs) -> None:
         """The watcher thread may wake the loop once for it, for nothing."""
         conn, peer = pairs.tcp()
@@ -266,6 +274,23 @@ class TestOtherThreads:
         pairs.also_close(sock)
         sock.sendall(b"y")
         assert receive_exactly(peer, 2) == b"xy"
+
+    def test_after_a_detach_submissions_still_wake_the_loop(self, nest: Nest, pairs: Pairs) -> None:
+        """It does a turn itself, and takes the wake-up with it."""
+        (conn, _), (other, _) = pairs.tcp(), pairs.tcp()
+        nest.finish(nest.watcher.write(conn, b"x"), nest.watcher.write(other, b"x"))
+        nest.settle()
+        pairs.also_close(Background(lambda: nest.watcher.watcher.detach(conn)).result())
+        nest.finish(nest.watcher.write(other, b"y"))
+
+    def test_what_a_detach_finishes_makes_it_readable(self, nest: Nest, pairs: Pairs) -> None:
+        (conn, _), (other, peer) = pairs.tcp(), pairs.tcp()
+        nest.finish(nest.watcher.write(conn, b"x"))
+        read = nest.watcher.read(other)
+        nest.settle()
+        peer.sendall(b"x")
+        pairs.also_close(Background(lambda: nest.watcher.watcher.detach(conn)).result())
+        nest.finish(read)
 
     def test_close_from_another_thread(self, make_watcher: MakeWatcher, pairs: Pairs) -> None:
         watcher = make_watcher()

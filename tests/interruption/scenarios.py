@@ -383,6 +383,17 @@ def close_with_requests_pending(world: World) -> Iterator[Act]:
 
 
 @scenario()
+def wait_after_close_was_cut_short(world: World) -> Iterator[Act]:
+    """Once it has said that it is closed, nobody has to call close() again."""
+    conn, _ = world.pairs.tcp()
+    read = world.watcher.read(conn)
+    yield world.watcher.watcher.close
+    if world.watcher.watcher.closed:
+        world.watcher.finish(read)
+        assert isinstance(read.error, gaio.WatcherClosedError)
+
+
+@scenario()
 def harvest_after_close(world: World) -> Iterator[Act]:
     conn, peer = world.pairs.unix()
     requests = [world.watcher.read(conn), world.watcher.write(conn, b"x"), world.watcher.read(conn)]
@@ -628,6 +639,44 @@ def nest_in_another_loop(world: World) -> Iterator[Act]:
         assert readable, "the watcher's descriptor does not tell that there is something to do"
         world.watcher.wait(0)
     assert read.data == b"hello"
+
+
+def _told_by_the_descriptor(world: World, *requests: Request) -> None:
+    """As another loop goes on after an exception: by wait_io(0) when the descriptor is readable, and only then."""
+    while any(request.result is None for request in requests):
+        readable, _, _ = select.select([world.watcher.watcher.fileno()], [], [], SECONDS)
+        assert readable, "the watcher's descriptor does not tell that there is something to do"
+        world.watcher.wait(0)
+
+
+@scenario()
+def results_for_another_loop(world: World) -> Iterator[Act]:
+    """The edge, or the wake-up, that made the descriptor readable is taken by the call that is cut short."""
+    world.watcher.watcher.fileno()
+    ends = [world.pairs.unix() for _ in range(4)]
+    timeouts = (50, 100, 200, 3600)  # that of the one that finishes leads the heap
+    read, *others = [world.watcher.read(conn, timeout=t) for (conn, _), t in zip(ends, timeouts, strict=True)]
+    world.watcher.wait(0)
+    ends[0][1].send(b"x")
+    write = world.watcher.write(ends[1][0], b"y")
+    yield lambda: world.watcher.wait(0)
+    _told_by_the_descriptor(world, read, write)
+    later = world.watcher.write(ends[2][0], b"z")
+    _told_by_the_descriptor(world, later)
+    entries = world.loop.deadlines.entries
+    assert not any(entry < entries[(index - 1) // 2] for index, entry in enumerate(entries) if index), "no heap"
+    assert not any(request.result for request in others)
+
+
+@scenario()
+def deadline_for_another_loop(world: World) -> Iterator[Act]:
+    world.watcher.watcher.fileno()
+    world.watcher.wait(0)
+    conn, _ = world.pairs.unix()
+    read = world.watcher.read(conn, timeout=0.005)
+    yield lambda: world.watcher.wait(0)
+    _told_by_the_descriptor(world, read)
+    assert isinstance(read.error, gaio.DeadlineError)
 
 
 # --- the watch ------------------------------------------------------------------------------------------------

@@ -69,7 +69,9 @@ def test_every_opcode(scenario: Scenario, backend: backends.Name) -> None:
 
 # detach() asks for the watch again every GRACE, which is endless here; and while it is nested, the watcher thread
 # leaves the work to the loop it is nested in.
-@every_kind_of_turn(but=("detach", "nest_in_another_loop"))
+@every_kind_of_turn(
+    but=("detach", "nest_in_another_loop", "results_for_another_loop", "deadline_for_another_loop")
+)
 def test_every_fifth_opcode_and_the_watcher_thread_goes_on(scenario: Scenario, backend: backends.Name) -> None:
     number = 1
     while play(scenario, backend, [number], resumed_by="watcher thread") != [None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +12,11 @@ import pytest
 
 import gaio
 from gaio import loop
-from tests import backends
+from tests import backends, leaks
 from tests.accounting import Request
-from tests.interruption.opcodes import Strike, threads_can_be_struck
+from tests.interruption.opcodes import Strike, interrupted_at, threads_can_be_struck
 from tests.interruption.world import SECONDS, World
+from tests.peers import receive_until_eof
 from tests.waiting import Background, TimeLimit, wait_until
 
 
@@ -102,14 +104,15 @@ def _turn_with_a_submission(backend: backends.Name, number: int, submitter: Thre
 
 def test_consumer_comes_back_during_a_turn_of_the_watcher_thread(backend: backends.Name) -> None:
     """It asks for the watch: the watcher thread must not wait in the kernel without having seen that."""
-    with threads_can_be_struck():
+    with ThreadPoolExecutor(1) as third, threads_can_be_struck():
+        third.submit(int).result()  # its thread runs from here on
         number = 1
-        while _consumer_comes_back(backend, number) is not None:
+        while _consumer_comes_back(backend, number, third) is not None:
             number += 1
     assert number > 50
 
 
-def _consumer_comes_back(backend: backends.Name, number: int) -> str | None:
+def _consumer_comes_back(backend: backends.Name, number: int, third: ThreadPoolExecutor) -> str | None:
     with World(backend, 4096) as world:
         conn, peer = world.pairs.unix()
         world.watcher.read(conn)
@@ -128,6 +131,8 @@ def _consumer_comes_back(backend: backends.Name, number: int) -> str | None:
             until = time.monotonic() + 0.001
             while time.monotonic() < until and not returned.is_set():
                 time.sleep(0)
+            # A call of a third thread ends by an exception meanwhile, as a Ctrl-C in detach() would have it.
+            third.submit(world.loop.step_aside).result(SECONDS)
 
         consumer = Background(come_back)
         strike = Strike(number, let_the_consumer_ask, world.loop.thread.ident)
@@ -143,3 +148,115 @@ def _consumer_comes_back(backend: backends.Name, number: int) -> str | None:
         assert returned.wait(SECONDS), f"the consumer came back at opcode {number}, {strike.place}, and was not let in"
         consumer.result()
     return strike.place
+
+
+def test_close_during_a_detach(backend: backends.Name) -> None:
+    """By a signal handler. The turn that detach() does itself may take the wake-up; wait_io() sees it all the same."""
+    number = 1
+    while _close_during_a_detach(backend, number) is not None:
+        number += 1
+    assert number > 50
+
+
+def _close_during_a_detach(backend: backends.Name, number: int) -> str | None:
+    with World(backend, 4096) as world:
+        (conn, _), (other, _) = world.pairs.unix(), world.pairs.unix()
+        world.watcher.finish(world.watcher.write(conn, b"known"))
+        read = world.watcher.read(other)
+        strike = Strike(number, world.watcher.watcher.close)
+        with contextlib.suppress(gaio.WatcherClosedError, gaio.UnsupportedConnError), strike:
+            world.pairs.also_close(world.watcher.watcher.detach(conn))
+        if strike.place is not None:
+            world.watcher.finish(read)
+            assert isinstance(read.error, gaio.WatcherClosedError), strike.place
+    return strike.place
+
+
+def test_close_by_another_thread_during_fileno(backend: backends.Name) -> None:
+    number = 1
+    while _close_during_fileno(backend, number) is not None:
+        number += 1
+    assert number > 50
+
+
+def _close_during_fileno(backend: backends.Name, number: int) -> str | None:
+    with World(backend, 4096) as world:
+        go = threading.Event()
+        closed = threading.Event()
+
+        def close() -> None:
+            assert go.wait(SECONDS)
+            world.watcher.watcher.close()
+            closed.set()
+
+        def let_it_close() -> None:
+            go.set()
+            closed.wait(0.002)  # it may have to wait for what fileno() holds
+
+        closing = Background(close)
+        strike = Strike(number, let_it_close)
+        with contextlib.suppress(gaio.WatcherClosedError), strike:
+            assert isinstance(world.watcher.watcher.fileno(), int)
+        go.set()
+        closing.result()
+        with pytest.raises(gaio.WatcherClosedError):
+            world.watcher.wait(0)
+    return strike.place
+
+
+def test_close_by_another_thread_during_a_submission(backend: backends.Name) -> None:
+    """Who is held up while waking a consumer must not take from later ones the sign that the watcher is closed."""
+    number = 1
+    while _close_during_a_submission(backend, number) is not None:
+        number += 1
+    assert number > 50
+
+
+def _close_during_a_submission(backend: backends.Name, number: int) -> str | None:
+    with World(backend, 4096) as world:
+        conn, _ = world.pairs.unix()
+        world.watcher.finish(world.watcher.write(conn, b"known"))
+        world.hand_to_thread()
+        strike = Strike(number, lambda: Background(world.watcher.watcher.close).result())
+        with contextlib.suppress(gaio.WatcherClosedError), strike:
+            world.watcher.write(conn, b"perhaps")
+        assert strike.place is None or world.loop.sleeping, strike.place
+    return strike.place
+
+
+def test_free_cut_short_and_called_again(backend: backends.Name) -> None:
+    """The consumer, which sleeps in another thread, is woken once at least."""
+    number = 1
+    while _free_cut_short(backend, number) is not None:
+        number += 1
+    assert number > 20
+
+
+def _free_cut_short(backend: backends.Name, number: int) -> str | None:
+    with World(backend, 4096) as world:
+        conn, peer = world.pairs.unix()
+        peer.settimeout(SECONDS)
+        world.watcher.finish(world.watcher.write(conn, b"known"))
+        world.hand_to_thread()
+        place = interrupted_at(number, lambda: world.watcher.watcher.free(conn))
+        world.watcher.watcher.free(conn)
+        assert receive_until_eof(peer) == b"known", f"interrupted at {place}"
+    return place
+
+
+def test_close_cut_short_and_the_watcher_dropped(backend: backends.Name) -> None:
+    """Nobody calls close() again: what it had not closed yet is closed all the same."""
+    number = 1
+    while _close_cut_short(backend, number) is not None:
+        number += 1
+    assert number > 50
+
+
+def _close_cut_short(backend: backends.Name, number: int) -> str | None:
+    before = leaks.in_use()
+    watcher = gaio.Watcher(backend=backend, swap_size=4096)
+    place = interrupted_at(number, watcher.close)
+    del watcher
+    gc.collect()
+    wait_until(lambda: not leaks.in_use().since(before), f"all to be closed, interrupted at {place}", seconds=SECONDS)
+    return place
