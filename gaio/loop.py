@@ -703,9 +703,9 @@ class Loop:
         request.error = error
         if request.operation is CONNECT:
             self.connecting.discard(queue.descriptor.token)
-        if request._deadline is not None:
-            self.deadlines.call_off(request._deadline)
         self.outbox.append(request)
+        if request._deadline is not None:
+            self.deadlines.call_off(request._deadline)  # not before: cut short here, recover() sees it in the outbox
         before._next = request._next
         if queue.tail is request:
             queue.tail = before

@@ -20,10 +20,13 @@ Facts about io_uring that shaped this file
       nothing was received.
     * A file may be read by a kernel worker that takes its buffer at the start, so files do without: they are polled,
       and then read into memory of their own.
-    * A poll is also ready when the peer has shut down its side, whatever was asked for. So a send that finds no room
-      then is tried 128 times in a row and handed to a kernel thread, which blocks in it, and which a cancellation at
-      the wrong moment does not reach (seen on Linux 6.18). So no write waits in the ring: what finds no room is told
-      of it by an epoll(7), which the ring polls.
+    * A request that waits in the ring and is woken 128 times in vain is handed to a kernel thread, which blocks in it,
+      and which a cancellation at the wrong moment does not reach (seen on Linux 6.18). A peer can do that: by urgent
+      data (MSG_OOB), which wakes a receive that does not get to see it; and a send that finds no room is woken for ever
+      by a peer that has shut down its side, as a poll is then ready whatever was asked for. Worse, such a thread
+      consumes all that is left of a provided buffer before a byte has come, so what others receive is looked for in
+      the wrong place. So no byte is waited for in the ring: sends and receives are MSG_DONTWAIT. A receive is linked to
+      a poll, and a write that finds no room is told of it by an epoll(7), which the ring polls.
     * What the CQ cannot hold the kernel keeps, and hands over at the next enter (IORING_FEAT_NODROP, Linux 5.5).
 
 Facts about interruption
@@ -106,9 +109,10 @@ IORING_OP_SEND = 26
 IORING_OP_RECV = 27
 IORING_OP_SHUTDOWN = 34  # 5.11
 IORING_OP_WRITEV = 2
+IOSQE_IO_LINK = 1 << 2  # the next entry starts when this one has succeeded
 IOSQE_BUFFER_SELECT = 1 << 5
+IOSQE_CQE_SKIP_SUCCESS = 1 << 6  # 5.17: a CQE only if it fails, and then none of what is linked to it
 IORING_POLL_ADD_MULTI = 1 << 0
-IORING_RECVSEND_POLL_FIRST = 1 << 0  # 5.19: wait for readiness before the first attempt
 # CQE flags
 IORING_CQE_F_BUFFER = 1 << 0  # the upper half of the flags names the buffer
 IORING_CQE_F_MORE = 1 << 1
@@ -187,9 +191,7 @@ def _operation(opcode: int, flags: int = 0, ioprio: int = 0) -> int:
 
 
 _RECV = _operation(IORING_OP_RECV)
-_RECV_WHEN_READY = _operation(IORING_OP_RECV, 0, IORING_RECVSEND_POLL_FIRST)
 _RECV_SWAP = _operation(IORING_OP_RECV, IOSQE_BUFFER_SELECT)
-_RECV_SWAP_WHEN_READY = _operation(IORING_OP_RECV, IOSQE_BUFFER_SELECT, IORING_RECVSEND_POLL_FIRST)
 _SEND = _operation(IORING_OP_SEND)
 _SENDMSG = _operation(IORING_OP_SENDMSG)
 _READ = _operation(IORING_OP_READ)
@@ -199,6 +201,7 @@ _ACCEPT = _operation(IORING_OP_ACCEPT)
 _CONNECT = _operation(IORING_OP_CONNECT)
 _SHUTDOWN = _operation(IORING_OP_SHUTDOWN)
 _POLL_ADD = _operation(IORING_OP_POLL_ADD)
+_POLL_THEN_NEXT = _operation(IORING_OP_POLL_ADD, IOSQE_IO_LINK | IOSQE_CQE_SKIP_SUCCESS)
 _ASYNC_CANCEL = _operation(IORING_OP_ASYNC_CANCEL)
 _NOP = _operation(IORING_OP_NOP)
 
@@ -259,7 +262,7 @@ class IoUringBackend:
         self,
         arena: SwapArena,
         descriptors: Mapping[int, Descriptor],
-        entries: int = ENTRIES,
+        entries: int = ENTRIES,  # two at least: a read takes as many
         cq_entries: int = CQ_ENTRIES,
     ) -> None:
         self.completed: list[Any] = []
@@ -268,15 +271,16 @@ class IoUringBackend:
         self._mapped: list[tuple[int, int]] = []  # address and length of what munmap(2) has to take back
         self._returned: list[int] = []
         self._batch: list[Any] = []  # requests whose entries are written but not yet the kernel's
-        self._parked: dict[Any, None] = {}  # requests held here: no swap buffer, or a cancellation to wait for
+        # Requests held here -> whether for want of a swap buffer; else there is a cancellation to wait for.
+        self._parked: dict[Any, bool] = {}
         self._unpark = False  # something has changed for those
         self._cancelling: set[int] = set()  # queue tokens with a cancellation under way
+        self._missed: list[Any] = []  # requests that a cancellation did not find
         self._messages: list[Any] = []  # msghdr structures that the kernel has not read yet
         self._wake_armed = False
         self._blocked: dict[int, Any] = {}  # by descriptor, the write that waits for room
         self._writability_armed = False
         self._some_writable = False  # one of those descriptors is, or was
-        self._order = threading.Lock()
 
         self.setup_flags = 0
         self.features = 0
@@ -413,12 +417,14 @@ class IoUringBackend:
     # --- requests -------------------------------------------------------------------------------------------
 
     def start(self, requests: list[Any]) -> None:
-        if len(requests) <= self._sq_entries - ((self._sq_tail - self._ksq_head[0]) & _MASK32):
+        # A read may take two entries, see _when_readable().
+        if 2 * len(requests) <= self._sq_entries - ((self._sq_tail - self._ksq_head[0]) & _MASK32):
             self._submit(requests)
             return
-        for index in range(0, len(requests), self._sq_entries):
+        at_once = self._sq_entries // 2
+        for index in range(0, len(requests), at_once):
             self._make_room()
-            self._submit(requests[index : index + self._sq_entries])
+            self._submit(requests[index : index + at_once])
 
     def _make_room(self) -> None:
         """Have the kernel take what the SQ holds."""
@@ -443,7 +449,7 @@ class IoUringBackend:
                 append(pack(_SEND, queue.fd, 0, address_of(memory), request._length, _SEND_FLAGS, queue.token, 0))
             else:
                 if queue.token in self._cancelling:
-                    self._parked[request] = None
+                    self._parked[request] = False
                     continue
                 self._parked.pop(request, None)
                 kind = queue.descriptor.kind
@@ -467,7 +473,7 @@ class IoUringBackend:
             self._sqes[:beyond] = data[-beyond:]
         else:
             self._sqes[start : start + len(data)] = data
-        tail = (tail + len(entries)) & _MASK32
+        tail = (tail + len(data) // SQE.size) & _MASK32
         self._sq_tail_word[0] = tail  # from here on the batch is the kernel's
         self._batch = []
         self._sq_tail = tail
@@ -480,9 +486,12 @@ class IoUringBackend:
                 return SQE.pack(_SHUTDOWN, queue.fd, 0, 0, socket.SHUT_WR, 0, queue.token, 0)
             if queue.descriptor.kind == LISTENER:
                 return SQE.pack(_ACCEPT, queue.fd, 0, 0, 0, _SOCK_CLOEXEC, queue.token, 0)
-            first = _RECV_SWAP if queue.ready else _RECV_SWAP_WHEN_READY
-            entry = SQE.pack(first, queue.fd, 0, 0, self._swap_read_size, 0, queue.token, BUFFER_GROUP)
-            if not queue.ready and queue.descriptor.kind <= SOCKET:
+            size = self._swap_read_size
+            entry = SQE.pack(_RECV_SWAP, queue.fd, 0, 0, size, socket.MSG_DONTWAIT, queue.token, BUFFER_GROUP)
+            if queue.ready:
+                return entry
+            entry = _when_readable(queue, entry)
+            if queue.descriptor.kind <= SOCKET:
                 queue.entry = entry
             return entry
         if type(memory) is SocketAddress:
@@ -501,8 +510,8 @@ class IoUringBackend:
             if queue.ready < POLL:
                 queue.entry = entry  # not for its bytes: the common case may be assumed from now on
             return entry
-        first = _RECV if queue.ready else _RECV_WHEN_READY
-        return SQE.pack(first, queue.fd, 0, address, length, 0, queue.token, 0)
+        entry = SQE.pack(_RECV, queue.fd, 0, address, length, socket.MSG_DONTWAIT, queue.token, 0)
+        return entry if queue.ready else _when_readable(queue, entry)
 
     def _entry_with_poll(self, request: Any, queue: Any, kind: int) -> bytes:
         """The entry where the ring does not wait by itself, or must not lend a buffer of its own.
@@ -548,6 +557,8 @@ class IoUringBackend:
             return
         if (self._sq_tail - self._ksq_head[0]) & _MASK32 >= self._sq_entries:
             self._make_room()
+            self.cancel(request)  # it may have come back meanwhile
+            return
         self._batch = [_Cancellation(self._cancelling, queue.token)]  # before the next line: settle() undoes that
         self._cancelling.add(queue.token)
         self._write_entries([SQE.pack(_ASYNC_CANCEL, -1, 0, queue.token, 0, 0, _CANCELLATION | queue.token, 0)])
@@ -577,23 +588,15 @@ class IoUringBackend:
         for fd in writable:
             self._writability.leave_alone(fd)
 
-    def _poll_writability(self) -> None:
-        if not self._writability_armed:
-            self._writability_armed = True
-            self._poll(self._writability.fd, 0, _WRITABLE)
-
     # --- the kernel -----------------------------------------------------------------------------------------
 
     def wait(self, timeout: float | None) -> None:
-        if not self._wake_armed:
-            # Multishot: the eventfd is never read, each write to it makes a CQE.
-            self._wake_armed = True
-            self._poll(self._wakeup.fd, IORING_POLL_ADD_MULTI, _WAKE)
-        if self._blocked:
-            self._poll_writability()
         if self._unpark and self._parked:
             self._unpark = False
             self.start(self._startable())
+        self._arm()
+        if self.completed:  # already: to make room in the SQ is to reap
+            timeout = 0
         if timeout == 0 or self._ksq_head[0] != self._sq_tail:
             # Sends complete at once as a rule: looking without dropping the GIL keeps the batch together.
             self._enter(self._enter_now, 0)
@@ -606,12 +609,13 @@ class IoUringBackend:
         while self._ksq_flags[0] & IORING_SQ_CQ_OVERFLOW:
             self._enter(self._enter_now, 0)
             self._reap()
-        if self._some_writable:
+        while self._some_writable:  # each round takes some of them off the epoll
             self._go_on_writing()
-            if self._blocked:
-                self._poll_writability()  # now: a loop that this is nested in sees no other sign
+            self._arm()
             self._enter(self._enter_now, 0)
             self._reap()
+        if self._arm():  # now and not with the next wait: a loop that this is nested in sees no other sign
+            self._enter(self._enter_now, 0)
         if self._messages and self._ksq_head[0] == self._sq_tail:
             self._messages.clear()  # IORING_FEAT_SUBMIT_STABLE: read when the entry was taken
 
@@ -622,9 +626,8 @@ class IoUringBackend:
         """
         requests = []
         buffers = self._provided[1] * self._buffer_size // self._swap_read_size
-        for request in self._parked:
-            queue = request._queue
-            if request._memory is None and not queue.outbound and queue.ready < POLL:
+        for request, lacks_buffer in self._parked.items():
+            if lacks_buffer:
                 if not buffers:
                     self._too_few_buffers = True
                     continue  # the next give_back() is for these
@@ -650,6 +653,23 @@ class IoUringBackend:
         self._returned.clear()
         if number and number not in _LATER:
             raise OSError(number, f"io_uring_enter: {os.strerror(number)}")
+
+    def _arm(self) -> bool:
+        """Have the ring tell of everything that is to be told of; whether there was anything to arrange."""
+        tail = self._sq_tail
+        if not self._wake_armed:
+            # Multishot: the eventfd is never read, each write to it makes a CQE.
+            self._wake_armed = True
+            self._poll(self._wakeup.fd, IORING_POLL_ADD_MULTI, _WAKE)
+        if self._blocked and not self._writability_armed:
+            self._writability_armed = True
+            self._poll(self._writability.fd, 0, _WRITABLE)
+        if self._missed:
+            for request in self._missed:
+                if request._queue is not None:
+                    self.cancel(request)
+            self._missed.clear()
+        return self._sq_tail != tail
 
     def _poll(self, fd: int, flags: int, token: int) -> None:
         """Have the ring poll a descriptor of our own."""
@@ -680,7 +700,7 @@ class IoUringBackend:
         for token, result, flags in CQE.iter_unpack(span):
             descriptor = descriptors.get(token & -2)
             if descriptor is None:
-                self._special(token, flags)
+                self._special(token, result, flags)
                 continue
             queue: Any = descriptor.writes if token & 1 else descriptor.reads
             request = queue.waiting
@@ -718,22 +738,22 @@ class IoUringBackend:
 
         What tells which it is, `ready` and `_memory`, changes last: cut short before, this is done again.
         """
-        if result == -errno.ENOBUFS and request._memory is None and queue.descriptor.kind != LISTENER:
-            self._parked[request] = None  # until buffers are given back
-            self._too_few_buffers = True
-            queue.waiting = None
-            return True
-        if queue.ready == POLL and result >= 0 and not queue.outbound:
-            if queue.token in self._cancelling:
+        lacks_buffer = result == -errno.ENOBUFS and request._memory is None and queue.descriptor.kind != LISTENER
+        if lacks_buffer or (queue.ready == POLL and result >= 0 and not queue.outbound):
+            if queue.token in self._cancelling:  # which nobody would repeat for what waits here
                 request._result = -errno.ECANCELED
                 self.completed.append(request)
             else:
-                self._parked[request] = None
-                self._unpark = True
+                self._parked[request] = lacks_buffer  # until buffers are given back
+                self._too_few_buffers = self._too_few_buffers or lacks_buffer
+                self._unpark = self._unpark or not lacks_buffer
             queue.waiting = None
-            queue.ready = POLLED  # if this is not reached, it is polled once more
+            queue.ready = UNKNOWN if lacks_buffer else POLLED  # if this is not reached, it is polled once more
             return True
-        queue.ready = POLL if result == -errno.EAGAIN else NOT_EMPTY if queue.outbound else UNKNOWN
+        if result == -errno.EAGAIN and (queue.outbound or queue.descriptor.kind > SOCKET):
+            queue.ready = POLL
+        else:
+            queue.ready = NOT_EMPTY if queue.outbound else UNKNOWN
         memory = request._memory
         if type(memory) is OwnMemory:
             if result > 0:
@@ -742,10 +762,17 @@ class IoUringBackend:
             request._memory = None
         return False
 
-    def _special(self, token: int, flags: int) -> None:
+    def _special(self, token: int, result: int, flags: int) -> None:
         """The completion of something that is no request."""
         if token & _CANCELLATION:
-            self._cancelling.discard(token ^ _CANCELLATION)
+            token ^= _CANCELLATION
+            if result == -errno.ENOENT:
+                # It has finished, or just then it was between two attempts, where the kernel does not look.
+                descriptor: Any = self._descriptors.get(token & -2)
+                queue = None if descriptor is None else descriptor.writes if token & 1 else descriptor.reads
+                if queue is not None and queue.waiting is not None:
+                    self._missed.append(queue.waiting)
+            self._cancelling.discard(token)
             self._unpark = True
         elif token == _WRITABLE:
             self._writability_armed = False
@@ -754,17 +781,20 @@ class IoUringBackend:
             self._wake_armed = False  # its thread has exited, or the kernel gave up on it
 
     def _keep_order(self) -> None:
-        self._order.acquire()
-        self._order.release()
-        self._order.acquire()
-        self._order.release()
+        order = threading.Lock()  # a new one: cut short here, it stays locked
+        order.acquire()
+        order.release()
+        order.acquire()
+        order.release()
 
     # --- the rest of the contract ---------------------------------------------------------------------------
 
     def hand_over(self) -> None:
         self._handed_over = self._reaped[1]
-        if self._parked:
-            self.wake()  # they wait for give_back(): a loop that this is nested in must come back for that
+        # What is parked waits for give_back(), and what the kernel was too short of memory to take for another enter: a
+        # loop that this is nested in must come back for that.
+        if self._parked or self._ksq_head[0] != self._sq_tail:
+            self.wake()
 
     def give_back(self) -> None:
         tail, count = self._provided
@@ -772,6 +802,8 @@ class IoUringBackend:
         for index in range(before, tail):
             self._write_buffer_entry(index, self._buffer_in[(index - count) & self._buffer_mask])
         if self._too_few_buffers:
+            # Before the new ones overwrite entries that the loop above reads: cut short, it must not be done again.
+            self._provided = (tail, count)
             for number in range(count, min(2 * count, self._buffer_mask + 1)):
                 self._write_buffer_entry(tail, number)
                 tail, count = tail + 1, count + 1
@@ -793,6 +825,7 @@ class IoUringBackend:
         self._batch = []
         self._sq_tail = tail
         for request in self.completed:
+            self._parked.pop(request, None)  # it was being cancelled
             if request._queue is not None:  # else the core has finished it already
                 request._queue.waiting = None
         self._reap()
@@ -830,6 +863,11 @@ class IoUringBackend:
         # The mappings do not exist in a child (MADV_DONTFORK), so it cannot reap what is the parent's.
         _libc.close_all(self._open)
         self._mapped.clear()
+
+
+def _when_readable(queue: Any, entry: bytes) -> bytes:
+    """That entry with a poll before it: one CQE comes of the two, that of the poll only if it fails."""
+    return SQE.pack(_POLL_THEN_NEXT, queue.fd, 0, 0, 0, _POLLIN, queue.token, 0) + entry
 
 
 def _lacks_room(request: Any, queue: Any, kind: int) -> bool:

@@ -275,6 +275,16 @@ class TestOtherThreads:
         sock.sendall(b"y")
         assert receive_exactly(peer, 2) == b"xy"
 
+    def test_submissions_wake_it_though_the_thread_that_nested_it_has_ended(
+        self, watcher: AccountedWatcher, pairs: Pairs
+    ) -> None:
+        """What a thread has asked of io_uring ends with it, the way to wake it included."""
+        conn, _ = pairs.tcp()
+        nest = Background(lambda: Nest(watcher)).result()
+        nest.settle()
+        write = Background(lambda: watcher.write(conn, b"x")).result()
+        nest.finish(write)
+
     def test_after_a_detach_submissions_still_wake_the_loop(self, nest: Nest, pairs: Pairs) -> None:
         """It does a turn itself, and takes the wake-up with it."""
         (conn, _), (other, _) = pairs.tcp(), pairs.tcp()

@@ -26,11 +26,11 @@ def ring_of(watcher: gaio.Watcher) -> Any:
 
 def test_a_geometry_is_what_was_asked_for(make_ring: MakeRing) -> None:
     """Or the tests below would prove nothing."""
-    ring = ring_of(make_ring(entries=1, cq_entries=2).watcher)
-    assert (ring._sq_entries, ring._cq_entries) == (1, 2)
+    ring = ring_of(make_ring(entries=2, cq_entries=2).watcher)
+    assert (ring._sq_entries, ring._cq_entries) == (2, 2)
 
 
-@pytest.mark.parametrize("entries", [1, 2, 8])
+@pytest.mark.parametrize("entries", [2, 4, 8])
 def test_completions_beyond_the_queue_are_kept_by_the_kernel(
     make_ring: MakeRing, pairs: Pairs, entries: int
 ) -> None:
@@ -116,8 +116,8 @@ def test_cancellations_beyond_the_submission_queue(make_ring: MakeRing, pairs: P
 
 
 def test_waking_up_through_a_full_queue(make_ring: MakeRing, pairs: Pairs) -> None:
-    """Eight threads submit to a ring of one entry, whose consumer sleeps in the kernel in between."""
-    watcher = make_ring(entries=1, cq_entries=2)
+    """Eight threads submit to a ring of two entries, whose consumer sleeps in the kernel in between."""
+    watcher = make_ring(entries=2, cq_entries=2)
     ends = [pairs.unix() for _ in range(8)]
     rounds = 100
     answered = [threading.Semaphore(0) for _ in ends]
@@ -144,7 +144,7 @@ def test_waking_up_through_a_full_queue(make_ring: MakeRing, pairs: Pairs) -> No
 
 def test_a_wake_up_that_the_kernel_gave_up_is_armed_again(make_ring: MakeRing, pairs: Pairs) -> None:
     """A multishot poll ends when its completion finds no room; the next submitter must be heard all the same."""
-    watcher = make_ring(entries=1, cq_entries=2)
+    watcher = make_ring(entries=2, cq_entries=2)
     for _ in range(20):
         ends = [pairs.unix() for _ in range(20)]
         reads = [watcher.read(conn) for conn, _ in ends]

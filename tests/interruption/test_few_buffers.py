@@ -1,0 +1,77 @@
+"""KeyboardInterrupt at every opcode on io_uring with hardly any buffers: reads wait for them, and there come more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+import gaio
+from gaio import loop
+from gaio.platform import _io_uring
+from tests import backends
+from tests.interruption.opcodes import interrupted_at
+from tests.interruption.world import World
+
+pytestmark = [pytest.mark.slow, pytest.mark.scenario(2)]
+
+MESSAGES = [bytes([letter]) * 64 for letter in b"ABCDEF"]
+
+
+@pytest.fixture(autouse=True)
+def _few_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    if "io_uring" not in backends.under_test():
+        pytest.skip("another backend was chosen")
+    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda *_: (64, 1, 2))
+    monkeypatch.setattr(loop, "GRACE", 3600)
+
+
+def every_opcode(play: Callable[[int], str | None]) -> None:
+    number = 1
+    while play(number) is not None:
+        number += 1
+    assert number > 50
+
+
+def test_harvest_when_buffers_are_added() -> None:
+    """The ring of buffers is filled to the last entry: each of them must be in it once."""
+
+    def play(number: int) -> str | None:
+        with World("io_uring", 64) as world:
+            ends = [world.pairs.tcp() for _ in MESSAGES]
+            reads = [world.watcher.read(conn) for conn, _ in ends]
+            for message, (_, peer) in zip(MESSAGES, ends, strict=True):
+                peer.sendall(message)
+            world.watcher.wait(1)  # one has the buffer, the others want one
+            place = interrupted_at(number, lambda: world.watcher.wait(1))
+            world.watcher.finish(*reads)
+            assert [read.data for read in reads] == MESSAGES, place
+            return place
+
+    every_opcode(play)
+
+
+@pytest.mark.parametrize("by", ["free", "close"])
+def test_cutting_off_reads_that_want_a_buffer(by: str) -> None:
+    def play(number: int) -> str | None:
+        with World("io_uring", 64) as world:
+            ends = [world.pairs.tcp() for _ in MESSAGES]
+            reads = [world.watcher.read(conn) for conn, _ in ends]
+            for message, (_, peer) in zip(MESSAGES, ends, strict=True):
+                peer.sendall(message)
+            world.watcher.wait(1)
+
+            def free_all() -> None:
+                for conn, _ in ends:
+                    world.watcher.free(conn)
+                world.watcher.wait(0)
+
+            act = free_all if by == "free" else world.watcher.watcher.close
+            place = interrupted_at(number, act)
+            act()
+            world.watcher.finish(*reads)
+            expected = gaio.ConnClosedError if by == "free" else gaio.WatcherClosedError
+            assert all(read.error is None or isinstance(read.error, expected) for read in reads), place
+            return place
+
+    every_opcode(play)

@@ -1,0 +1,49 @@
+"""Requests that a cancellation finds between two places, or does not find."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+import gaio
+from gaio.platform import _io_uring
+from tests.accounting import AccountedWatcher, MakeWatcher
+from tests.peers import Pairs
+from tests.waiting import Background
+
+
+def test_close_with_more_reads_than_buffers(
+    make_watcher: MakeWatcher, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The read that is being cancelled comes back for want of a buffer, which nobody will give back."""
+    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda *_: (64, 1, 1))
+    watcher = make_watcher(64)
+    conn, peer = pairs.tcp()
+    with watcher.watcher._loop.watch:  # so that all of it is left to close()
+        peer.sendall(bytes(256))
+        reads = [watcher.read(conn), watcher.read(conn)]
+    Background(watcher.watcher.close).result()
+    watcher.finish(*reads)
+    assert isinstance(reads[1].error, gaio.WatcherClosedError)
+
+
+@pytest.mark.parametrize("ends_by", ["deadline", "free"])
+def test_a_connect_that_is_tried_again_and_again(
+    watcher: AccountedWatcher, pairs: Pairs, tmp_path: Path, ends_by: str
+) -> None:
+    """The backlog is full, though the socket polls as writable: the kernel is between two attempts when it looks."""
+    path = str(tmp_path / "socket")
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(path)
+        listener.listen(0)
+        first.connect(path)
+        conn = socket.socket(socket.AF_UNIX)
+        connect = watcher.connect(conn, path, timeout=0 if ends_by == "deadline" else None)
+        if ends_by == "free":
+            watcher.watcher.free(conn)
+        watcher.finish(connect)
+        expected = gaio.DeadlineError if ends_by == "deadline" else gaio.ConnClosedError
+        assert isinstance(connect.error, expected)
+        watcher.watcher.free(conn)
