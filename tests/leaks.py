@@ -46,3 +46,19 @@ def in_use() -> Resources:
         {number: target for number, target in targets.items() if target is not None},
         {thread.ident: thread.name for thread in threading.enumerate()},
     )
+
+
+def kernel_threads() -> set[str]:
+    """Those of io_uring's that work for this process; elsewhere there is no such thing."""
+    if sys.platform != "linux":
+        return set()
+    names = set()
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/comm") as file:
+                name = file.read()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+        if name.startswith("iou-wrk"):
+            names.add(task)
+    return names

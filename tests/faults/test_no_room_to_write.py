@@ -5,14 +5,13 @@ Some ways of asking for room are answered at once then, because the descriptor h
 
 from __future__ import annotations
 
-import os
 import socket
-import sys
 
 import pytest
 
 from tests.accounting import MakeWatcher
 from tests.faulty_libc import FaultyLibc
+from tests.leaks import kernel_threads
 from tests.peers import Pairs, pattern, receive_exactly
 from tests.waiting import Background
 
@@ -22,22 +21,6 @@ FEW = 50  # calls; whoever asks again and again makes tens of thousands
 ENDED = pytest.mark.parametrize("ended", ["first", "meanwhile"])
 BLOCKING = pytest.mark.parametrize("blocking", [True, False], ids=["blocking", "nonblocking"])
 PARTS = pytest.mark.parametrize("parts", [1, 2], ids=["whole", "vectored"])
-
-
-def kernel_threads() -> set[str]:
-    """Those of io_uring's that work for this process; elsewhere there is no such thing."""
-    if sys.platform != "linux":
-        return set()
-    names = set()
-    for task in os.listdir("/proc/self/task"):
-        try:
-            with open(f"/proc/self/task/{task}/comm") as file:
-                name = file.read()
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended
-        if name.startswith("iou-wrk"):
-            names.add(task)
-    return names
 
 
 @pytest.mark.scenario(5)

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import socket
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.accounting import AccountedWatcher
+from tests.leaks import kernel_threads
 from tests.peers import Pairs
 
 SOF_TIMESTAMPING_TX_SOFTWARE = 1 << 1
 SOF_TIMESTAMPING_SOFTWARE = 1 << 4
 SOF_TIMESTAMPING_TX_ACK = 1 << 9
 SO_TIMESTAMPING = 37  # <asm-generic/socket.h>; socket has no name for it
-
-
-def kernel_threads() -> list[str]:
-    names = [Path(path, "comm").read_text().strip() for path in Path("/proc/self/task").iterdir()]
-    return [name for name in names if name.startswith("iou-wrk")]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what urgent data wakes is told differently elsewhere")

@@ -1,0 +1,93 @@
+"""What a wait() of the ring must still arrange, or see, before it sleeps or leaves: nobody else would come for it."""
+
+from __future__ import annotations
+
+import errno
+import selectors
+from functools import partial
+from typing import Any
+
+import pytest
+
+from gaio import loop
+from gaio.platform import _io_uring, _writability
+from tests.accounting import AccountedWatcher, MakeWatcher, Request
+from tests.faulty_libc import FaultyLibc
+from tests.interruption.opcodes import interrupted_at, told_of_opcodes
+from tests.interruption.world import World
+from tests.peers import Pairs, pattern, receive_exactly
+from tests.ring.conftest import MakeRing
+from tests.waiting import Background, TimeLimit
+
+MESSAGE = pattern(1 << 20)
+
+
+def finish_nested(watcher: AccountedWatcher, *requests: Request) -> None:
+    """As another loop does: wait_io(0), when the descriptor is readable."""
+    limit = TimeLimit()
+    with selectors.DefaultSelector() as selector:
+        selector.register(watcher.watcher.fileno(), selectors.EVENT_READ)
+        while any(request.result is None for request in requests):
+            assert selector.select(limit.left("the descriptor")), "never readable, though requests are pending"
+            watcher.wait(0)
+
+
+def test_room_for_more_writes_than_are_looked_at(
+    make_watcher: MakeWatcher, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_writability, "MAX_EVENTS", 1)
+    watcher = make_watcher()
+    ends = [pairs.unix() for _ in range(4)]
+    watcher.watcher.fileno()
+    writes = [watcher.write(conn, MESSAGE) for conn, _ in ends]
+    assert watcher.wait(0) == []
+    receiving = [Background(partial(receive_exactly, peer, len(MESSAGE))) for _, peer in ends]
+    finish_nested(watcher, *writes)
+    assert [thread.result() for thread in receiving] == [MESSAGE] * 4
+
+
+def test_entries_that_the_kernel_had_no_memory_to_take(
+    libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs
+) -> None:
+    watcher = make_watcher()
+    conn, _ = pairs.unix()
+    watcher.watcher.fileno()
+    finish_nested(watcher, watcher.write(conn, b"known"))
+    write = watcher.write(conn, b"x")
+    libc.fail(
+        "syscall", errno.EAGAIN, times=4, when=lambda *arguments: bool(arguments[0] == _io_uring.SYS_io_uring_enter)
+    )
+    finish_nested(watcher, write)
+    assert libc.struck
+
+
+def test_results_of_making_room(make_ring: MakeRing, pairs: Pairs) -> None:
+    """The ring is so small that the way to wake it has no place beside the only request."""
+    watcher = make_ring(entries=2, cq_entries=2)
+    ends = [pairs.unix() for _ in range(2)]
+    with watcher.watcher._loop.watch:
+        ring: Any = watcher.watcher._loop.backend
+        assert not ring._wake_armed
+        for conn, _ in ends:
+            watcher.write(conn, b"x")
+        results = watcher.watcher.wait_io()  # for as long as it takes
+    assert len(results) == 2
+    for result in results:
+        watcher._book(result)
+
+
+def test_the_order_of_memory_accesses_is_kept_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a lock, on processors that reorder them. Interrupted, it must not be locked for ever."""
+    monkeypatch.setattr(_io_uring, "_WEAKLY_ORDERED", True)
+    monkeypatch.setattr(loop, "GRACE", 3600)
+    with told_of_opcodes():
+        number, place = 1, "the first"
+        while place:
+            with World("io_uring", 4096) as world:
+                conn, peer = world.pairs.unix()
+                read = world.watcher.read(conn)
+                peer.send(b"x")
+                place = interrupted_at(number, lambda: world.watcher.wait(1)) or ""
+                world.watcher.finish(read)
+            number += 1
+    assert number > 50
