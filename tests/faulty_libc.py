@@ -13,13 +13,18 @@ from typing import Any
 
 import pytest
 
-from gaio.platform import _libc
+from gaio.platform import _io_uring, _libc
 
 Condition = Callable[..., bool]
 
 
 def every_call(*arguments: Any) -> bool:
     return True
+
+
+def enters_ring(*arguments: Any) -> bool:
+    """Of calls of syscall(2): io_uring_enter(2)."""
+    return bool(arguments[0] == _io_uring.SYS_io_uring_enter)
 
 
 class _Fault:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import itertools
 import socket
-from typing import Any
 
 import pytest
 
-from gaio.platform import _io_uring
 from tests import backends
 from tests.accounting import AccountedWatcher, MakeWatcher
-from tests.faulty_libc import FaultyLibc
+from tests.faulty_libc import FaultyLibc, enters_ring
 from tests.peers import Pairs, pattern, receive_exactly
 from tests.waiting import Background
 
@@ -89,10 +87,6 @@ def test_the_watcher_thread_tries_again_as_well(
     write = watcher.write(conn, b"at last")
     assert peer.recv(100) == b"at last", "nobody waits for results"
     watcher.finish(write)
-
-
-def enters_ring(*arguments: Any) -> bool:
-    return bool(arguments[0] == _io_uring.SYS_io_uring_enter)
 
 
 @pytest.mark.scenario(17, 19, on="io_uring")

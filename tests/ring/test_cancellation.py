@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import socket
 from pathlib import Path
 
 import pytest
 
 import gaio
+from gaio import loop
 from gaio.platform import _io_uring
 from tests.accounting import AccountedWatcher, MakeWatcher
+from tests.faulty_libc import FaultyLibc, enters_ring
+from tests.interruption.opcodes import Strike, told_of_opcodes
+from tests.interruption.world import World
 from tests.peers import Pairs
 from tests.waiting import Background
 
@@ -47,3 +53,37 @@ def test_a_connect_that_is_tried_again_and_again(
         expected = gaio.DeadlineError if ends_by == "deadline" else gaio.ConnClosedError
         assert isinstance(connect.error, expected)
         watcher.watcher.free(conn)
+
+
+def test_a_submission_held_up_while_its_connection_goes(
+    libc: FaultyLibc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One queue of it has ended, the other's cancellation is under way still: the first takes nothing more."""
+    monkeypatch.setattr(loop, "GRACE", 3600)
+    number = 1
+    with told_of_opcodes():
+        while _submission_held_up(libc, number) is not None:
+            number += 1
+    assert number > 20
+
+
+def _submission_held_up(libc: FaultyLibc, number: int) -> str | None:
+    with World("io_uring", 4096) as world:
+        conn, _ = world.pairs.unix()
+        read, blocked = world.watcher.read(conn), world.watcher.write(conn, bytes(1 << 20))
+        assert world.watcher.wait(0) == []
+
+        def give_it_up() -> None:
+            world.watcher.free(conn)
+            # The entry that cancels the read is not taken yet, as when memory is short.
+            libc.fail("syscall", errno.EAGAIN, times=1, when=enters_ring)
+            world.watcher.wait(0)
+            libc.recover()
+
+        strike = Strike(number, give_it_up)
+        late = None
+        with contextlib.suppress(gaio.UnsupportedConnError), strike:
+            late = world.watcher.write(conn, bytes(1 << 20))
+        world.watcher.free(conn)
+        world.watcher.finish(*[request for request in (read, blocked, late) if request is not None])
+    return strike.place

@@ -12,7 +12,7 @@ import pytest
 from gaio import loop
 from gaio.platform import _io_uring, _writability
 from tests.accounting import AccountedWatcher, MakeWatcher, Request
-from tests.faulty_libc import FaultyLibc
+from tests.faulty_libc import FaultyLibc, enters_ring
 from tests.interruption.opcodes import interrupted_at, told_of_opcodes
 from tests.interruption.world import World
 from tests.peers import Pairs, pattern, receive_exactly
@@ -54,9 +54,7 @@ def test_entries_that_the_kernel_had_no_memory_to_take(
     watcher.watcher.fileno()
     finish_nested(watcher, watcher.write(conn, b"known"))
     write = watcher.write(conn, b"x")
-    libc.fail(
-        "syscall", errno.EAGAIN, times=4, when=lambda *arguments: bool(arguments[0] == _io_uring.SYS_io_uring_enter)
-    )
+    libc.fail("syscall", errno.EAGAIN, times=4, when=enters_ring)
     finish_nested(watcher, write)
     assert libc.struck
 
