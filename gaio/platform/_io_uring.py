@@ -26,7 +26,9 @@ Facts about io_uring that shaped this file
       by a peer that has shut down its side, as a poll is then ready whatever was asked for. Worse, such a thread
       consumes all that is left of a provided buffer before a byte has come, so what others receive is looked for in
       the wrong place. So no byte is waited for in the ring: sends and receives are MSG_DONTWAIT. A receive is linked to
-      a poll, and a write that finds no room is told of it by an epoll(7), which the ring polls.
+      a poll, and a write that finds no room is told of it by an epoll(7), which the ring polls. What is left of the
+      trap: a socket that polls as failed for ever, for an error queue that nobody fetches (SO_TIMESTAMPING,
+      IP_RECVERR), costs processor time while a request of it is pending. It costs nobody any bytes.
     * What the CQ cannot hold the kernel keeps, and hands over at the next enter (IORING_FEAT_NODROP, Linux 5.5).
 
 Facts about interruption
