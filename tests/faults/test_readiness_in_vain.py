@@ -23,6 +23,7 @@ SO_TIMESTAMPING = 37  # <asm-generic/socket.h>; socket has no name for it
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what urgent data wakes is told differently elsewhere")
 def test_urgent_data_on_one_connection(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    at_work = kernel_threads()  # those of a test before linger for some seconds
     (conn, peer), (other, other_peer) = pairs.tcp(), pairs.tcp()
     reads = [watcher.read(conn)]
     other_read = watcher.read(other)
@@ -30,7 +31,7 @@ def test_urgent_data_on_one_connection(watcher: AccountedWatcher, pairs: Pairs) 
         peer.send(b"!", socket.MSG_OOB)
         # Time for the kernel to try. Some of these bytes are read, by and by: those that no longer are urgent.
         reads += [watcher.read(conn) for request in watcher.wait(0.003) if request in reads]
-    assert not kernel_threads()
+    assert kernel_threads() <= at_work
     other_peer.sendall(b"hello")
     watcher.finish(other_read)
     assert other_read.data == b"hello"
@@ -45,6 +46,7 @@ def test_urgent_data_on_one_connection(watcher: AccountedWatcher, pairs: Pairs) 
 @pytest.mark.skipif(sys.platform != "linux", reason="SO_TIMESTAMPING is of Linux")
 def test_timestamps_that_nobody_fetches(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """The error queue has one: the socket polls as failed for ever."""
+    at_work = kernel_threads()  # those of a test before linger for some seconds
     (conn, peer), (other, other_peer) = pairs.tcp(), pairs.tcp()
     wanted = SOF_TIMESTAMPING_TX_SOFTWARE | SOF_TIMESTAMPING_SOFTWARE | SOF_TIMESTAMPING_TX_ACK
     conn.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPING, wanted)
@@ -52,7 +54,7 @@ def test_timestamps_that_nobody_fetches(watcher: AccountedWatcher, pairs: Pairs)
     assert peer.recv(1) == b"x"
     read, other_read = watcher.read(conn), watcher.read(other)
     assert watcher.wait(0.05) == []
-    assert not kernel_threads()
+    assert kernel_threads() <= at_work
     other_peer.sendall(b"hello")
     watcher.finish(other_read)
     assert other_read.data == b"hello"
