@@ -22,9 +22,12 @@ def every_call(*arguments: Any) -> bool:
     return True
 
 
-def enters_ring(*arguments: Any) -> bool:
-    """Of calls of syscall(2): io_uring_enter(2)."""
-    return bool(arguments[0] == _io_uring.SYS_io_uring_enter)
+def is_call(number: int) -> Condition:
+    """Of the calls of syscall(2): those with this number."""
+    return lambda *arguments: bool(arguments[0] == number)
+
+
+enters_ring = is_call(_io_uring.SYS_io_uring_enter)
 
 
 class _Fault:

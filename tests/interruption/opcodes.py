@@ -219,6 +219,17 @@ def interrupted_at(number: int, function: Callable[[], object]) -> str | None:
     return strike.place
 
 
+def at_opcodes(play: Callable[[int], str | None], *, first: int = 1, step: int = 1, more_than: int = 50) -> None:
+    """Play it with a strike at one opcode after the other until it has no more; it must have had more than that many.
+
+    `play` takes the number of the opcode and returns where that was, None if there are fewer.
+    """
+    number = first
+    while play(number) is not None:
+        number += step
+    assert number > more_than
+
+
 def place_of(frame: FrameType) -> str:
     """Line, opcode and function that a frame is about to run, and who called it."""
     opcode = dis.opname[frame.f_code.co_code[frame.f_lasti]]

@@ -18,6 +18,7 @@ import gaio
 from tests import leaks
 from tests.accounting import Request
 from tests.interruption.world import SECONDS, World
+from tests.nest import Nest
 from tests.peers import Closable, pattern, receive_exactly, receive_until_eof, reset
 from tests.waiting import TimeLimit, wait_until
 
@@ -634,25 +635,14 @@ def nest_in_another_loop(world: World) -> Iterator[Act]:
 
     yield act
     peer.send(b"hello")
-    while read.result is None:
-        readable, _, _ = select.select([world.watcher.watcher.fileno()], [], [], SECONDS)
-        assert readable, "the watcher's descriptor does not tell that there is something to do"
-        world.watcher.wait(0)
+    Nest(world.watcher).finish(read)
     assert read.data == b"hello"
-
-
-def _told_by_the_descriptor(world: World, *requests: Request) -> None:
-    """As another loop goes on after an exception: by wait_io(0) when the descriptor is readable, and only then."""
-    while any(request.result is None for request in requests):
-        readable, _, _ = select.select([world.watcher.watcher.fileno()], [], [], SECONDS)
-        assert readable, "the watcher's descriptor does not tell that there is something to do"
-        world.watcher.wait(0)
 
 
 @scenario()
 def results_for_another_loop(world: World) -> Iterator[Act]:
     """The edge, or the wake-up, that made the descriptor readable is taken by the call that is cut short."""
-    world.watcher.watcher.fileno()
+    nest = Nest(world.watcher)
     ends = [world.pairs.unix() for _ in range(4)]
     timeouts = (50, 100, 200, 3600)  # that of the one that finishes leads the heap
     read, *others = [world.watcher.read(conn, timeout=t) for (conn, _), t in zip(ends, timeouts, strict=True)]
@@ -660,9 +650,8 @@ def results_for_another_loop(world: World) -> Iterator[Act]:
     ends[0][1].send(b"x")
     write = world.watcher.write(ends[1][0], b"y")
     yield lambda: world.watcher.wait(0)
-    _told_by_the_descriptor(world, read, write)
-    later = world.watcher.write(ends[2][0], b"z")
-    _told_by_the_descriptor(world, later)
+    nest.finish(read, write)
+    nest.finish(world.watcher.write(ends[2][0], b"z"))
     entries = world.loop.deadlines.entries
     assert not any(entry < entries[(index - 1) // 2] for index, entry in enumerate(entries) if index), "no heap"
     assert not any(request.result for request in others)
@@ -670,12 +659,12 @@ def results_for_another_loop(world: World) -> Iterator[Act]:
 
 @scenario()
 def deadline_for_another_loop(world: World) -> Iterator[Act]:
-    world.watcher.watcher.fileno()
+    nest = Nest(world.watcher)
     world.watcher.wait(0)
     conn, _ = world.pairs.unix()
     read = world.watcher.read(conn, timeout=0.005)
     yield lambda: world.watcher.wait(0)
-    _told_by_the_descriptor(world, read)
+    nest.finish(read)
     assert isinstance(read.error, gaio.DeadlineError)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from gaio import loop
 from tests import backends
-from tests.interruption.opcodes import Strike, interrupt, interrupted_at
+from tests.interruption.opcodes import Strike, at_opcodes, interrupt, interrupted_at
 from tests.interruption.scenarios import SCENARIOS, Scenario
 from tests.interruption.world import ResumedBy, World
 
@@ -61,10 +61,7 @@ def play(
 
 @every_kind_of_turn()
 def test_every_opcode(scenario: Scenario, backend: backends.Name) -> None:
-    number = 1
-    while play(scenario, backend, [number]) != [None]:
-        number += 1
-    assert number > 50
+    at_opcodes(lambda number: play(scenario, backend, [number])[0])
 
 
 # detach() asks for the watch again every GRACE, which is endless here; and while it is nested, the watcher thread
@@ -73,10 +70,7 @@ def test_every_opcode(scenario: Scenario, backend: backends.Name) -> None:
     but=("detach", "nest_in_another_loop", "results_for_another_loop", "deadline_for_another_loop")
 )
 def test_every_fifth_opcode_and_the_watcher_thread_goes_on(scenario: Scenario, backend: backends.Name) -> None:
-    number = 1
-    while play(scenario, backend, [number], resumed_by="watcher thread") != [None]:
-        number += 5
-    assert number > 50
+    at_opcodes(lambda number: play(scenario, backend, [number], resumed_by="watcher thread")[0], step=5)
 
 
 @every_kind_of_turn()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import socket
 
 import pytest
 
@@ -10,7 +10,8 @@ import gaio
 from gaio import loop
 from gaio.platform import _io_uring
 from tests import backends
-from tests.interruption.opcodes import interrupted_at
+from tests.accounting import Request
+from tests.interruption.opcodes import at_opcodes, interrupted_at
 from tests.interruption.world import World
 
 pytestmark = [pytest.mark.slow, pytest.mark.scenario(2)]
@@ -26,11 +27,14 @@ def _few_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "GRACE", 3600)
 
 
-def every_opcode(play: Callable[[int], str | None]) -> None:
-    number = 1
-    while play(number) is not None:
-        number += 1
-    assert number > 50
+def reads_that_want_buffers(world: World) -> tuple[list[socket.socket], list[Request]]:
+    """Of as many connections as there are messages: one has got the only buffer, the others want one."""
+    ends = [world.pairs.tcp() for _ in MESSAGES]
+    reads = [world.watcher.read(conn) for conn, _ in ends]
+    for message, (_, peer) in zip(MESSAGES, ends, strict=True):
+        peer.sendall(message)
+    world.watcher.wait(1)
+    return [conn for conn, _ in ends], reads
 
 
 def test_harvest_when_buffers_are_added() -> None:
@@ -38,31 +42,23 @@ def test_harvest_when_buffers_are_added() -> None:
 
     def play(number: int) -> str | None:
         with World("io_uring", 64) as world:
-            ends = [world.pairs.tcp() for _ in MESSAGES]
-            reads = [world.watcher.read(conn) for conn, _ in ends]
-            for message, (_, peer) in zip(MESSAGES, ends, strict=True):
-                peer.sendall(message)
-            world.watcher.wait(1)  # one has the buffer, the others want one
+            _, reads = reads_that_want_buffers(world)
             place = interrupted_at(number, lambda: world.watcher.wait(1))
             world.watcher.finish(*reads)
             assert [read.data for read in reads] == MESSAGES, place
             return place
 
-    every_opcode(play)
+    at_opcodes(play)
 
 
 @pytest.mark.parametrize("by", ["free", "close"])
 def test_cutting_off_reads_that_want_a_buffer(by: str) -> None:
     def play(number: int) -> str | None:
         with World("io_uring", 64) as world:
-            ends = [world.pairs.tcp() for _ in MESSAGES]
-            reads = [world.watcher.read(conn) for conn, _ in ends]
-            for message, (_, peer) in zip(MESSAGES, ends, strict=True):
-                peer.sendall(message)
-            world.watcher.wait(1)
+            conns, reads = reads_that_want_buffers(world)
 
             def free_all() -> None:
-                for conn, _ in ends:
+                for conn in conns:
                     world.watcher.free(conn)
                 world.watcher.wait(0)
 
@@ -74,4 +70,4 @@ def test_cutting_off_reads_that_want_a_buffer(by: str) -> None:
             assert all(read.error is None or isinstance(read.error, expected) for read in reads), place
             return place
 
-    every_opcode(play)
+    at_opcodes(play)

@@ -7,6 +7,7 @@ import gc
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -14,7 +15,7 @@ import gaio
 from gaio import loop
 from tests import backends, leaks
 from tests.accounting import Request
-from tests.interruption.opcodes import Strike, interrupted_at, threads_can_be_struck
+from tests.interruption.opcodes import Strike, at_opcodes, interrupted_at, threads_can_be_struck
 from tests.interruption.world import SECONDS, World
 from tests.peers import receive_until_eof
 from tests.waiting import Background, TimeLimit, wait_until
@@ -27,10 +28,7 @@ def _thread_acts_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_consumer_works_and_sleeps_again_during_a_submission(backend: backends.Name) -> None:
     """The submitter has woken the consumer, and is held up before it has noted that. The next one must wake it, too."""
-    number = 1
-    while _submit_while_the_consumer_works(backend, number) is not None:
-        number += 1
-    assert number > 50
+    at_opcodes(partial(_submit_while_the_consumer_works, backend))
 
 
 def _submit_while_the_consumer_works(backend: backends.Name, number: int) -> str | None:
@@ -71,10 +69,7 @@ def test_submission_during_a_turn(backend: backends.Name) -> None:
     """In particular when the consumer is about to wait in the kernel."""
     with ThreadPoolExecutor(1) as submitter:
         submitter.submit(int).result()  # its thread runs from here on, and is no leak of the watcher's
-        number = 1
-        while _turn_with_a_submission(backend, number, submitter) is not None:
-            number += 1
-    assert number > 50
+        at_opcodes(lambda number: _turn_with_a_submission(backend, number, submitter))
 
 
 def _turn_with_a_submission(backend: backends.Name, number: int, submitter: ThreadPoolExecutor) -> str | None:
@@ -106,10 +101,7 @@ def test_consumer_comes_back_during_a_turn_of_the_watcher_thread(backend: backen
     """It asks for the watch: the watcher thread must not wait in the kernel without having seen that."""
     with ThreadPoolExecutor(1) as third, threads_can_be_struck():
         third.submit(int).result()  # its thread runs from here on
-        number = 1
-        while _consumer_comes_back(backend, number, third) is not None:
-            number += 1
-    assert number > 50
+        at_opcodes(lambda number: _consumer_comes_back(backend, number, third))
 
 
 def _consumer_comes_back(backend: backends.Name, number: int, third: ThreadPoolExecutor) -> str | None:
@@ -152,10 +144,7 @@ def _consumer_comes_back(backend: backends.Name, number: int, third: ThreadPoolE
 
 def test_close_during_a_detach(backend: backends.Name) -> None:
     """By a signal handler. The turn that detach() does itself may take the wake-up; wait_io() sees it all the same."""
-    number = 1
-    while _close_during_a_detach(backend, number) is not None:
-        number += 1
-    assert number > 50
+    at_opcodes(partial(_close_during_a_detach, backend))
 
 
 def _close_during_a_detach(backend: backends.Name, number: int) -> str | None:
@@ -173,10 +162,7 @@ def _close_during_a_detach(backend: backends.Name, number: int) -> str | None:
 
 
 def test_close_by_another_thread_during_fileno(backend: backends.Name) -> None:
-    number = 1
-    while _close_during_fileno(backend, number) is not None:
-        number += 1
-    assert number > 50
+    at_opcodes(partial(_close_during_fileno, backend))
 
 
 def _close_during_fileno(backend: backends.Name, number: int) -> str | None:
@@ -206,10 +192,7 @@ def _close_during_fileno(backend: backends.Name, number: int) -> str | None:
 
 def test_close_by_another_thread_during_a_submission(backend: backends.Name) -> None:
     """Who is held up while waking a consumer must not take from later ones the sign that the watcher is closed."""
-    number = 1
-    while _close_during_a_submission(backend, number) is not None:
-        number += 1
-    assert number > 50
+    at_opcodes(partial(_close_during_a_submission, backend))
 
 
 def _close_during_a_submission(backend: backends.Name, number: int) -> str | None:
@@ -226,10 +209,7 @@ def _close_during_a_submission(backend: backends.Name, number: int) -> str | Non
 
 def test_free_cut_short_and_called_again(backend: backends.Name) -> None:
     """The consumer, which sleeps in another thread, is woken once at least."""
-    number = 1
-    while _free_cut_short(backend, number) is not None:
-        number += 1
-    assert number > 20
+    at_opcodes(partial(_free_cut_short, backend), more_than=20)
 
 
 def _free_cut_short(backend: backends.Name, number: int) -> str | None:
@@ -246,10 +226,7 @@ def _free_cut_short(backend: backends.Name, number: int) -> str | None:
 
 def test_close_cut_short_and_the_watcher_dropped(backend: backends.Name) -> None:
     """Nobody calls close() again: what it had not closed yet is closed all the same."""
-    number = 1
-    while _close_cut_short(backend, number) is not None:
-        number += 1
-    assert number > 50
+    at_opcodes(partial(_close_cut_short, backend))
 
 
 def _close_cut_short(backend: backends.Name, number: int) -> str | None:

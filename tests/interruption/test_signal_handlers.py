@@ -7,6 +7,7 @@ whatever that thread does in gaio just then.
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 
 import pytest
 
@@ -14,7 +15,7 @@ import gaio
 from gaio import loop
 from tests import backends
 from tests.accounting import Request
-from tests.interruption.opcodes import Strike
+from tests.interruption.opcodes import Strike, at_opcodes
 from tests.interruption.scenarios import SCENARIOS, Scenario
 from tests.interruption.world import World
 from tests.peers import receive_until_eof
@@ -151,7 +152,4 @@ def test_handler_at_every_fifth_opcode(
     scenario: Scenario, handler: type[Handler], first: int, backend: backends.Name
 ) -> None:
     """Each handler begins with another opcode, so that every opcode has its turn."""
-    number = first
-    while play(scenario, handler, backend, number) is not None:
-        number += 5
-    assert number > 50
+    at_opcodes(partial(play, scenario, handler, backend), first=first, step=5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from gaio import loop
 from gaio.platform import _io_uring
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.faulty_libc import FaultyLibc, enters_ring
-from tests.interruption.opcodes import Strike, told_of_opcodes
+from tests.interruption.opcodes import Strike, at_opcodes, told_of_opcodes
 from tests.interruption.world import World
 from tests.peers import Pairs
 from tests.waiting import Background
@@ -55,16 +56,12 @@ def test_a_connect_that_is_tried_again_and_again(
         watcher.watcher.free(conn)
 
 
-def test_a_submission_held_up_while_its_connection_goes(
-    libc: FaultyLibc, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("backend")
+def test_a_submission_held_up_while_its_connection_goes(libc: FaultyLibc, monkeypatch: pytest.MonkeyPatch) -> None:
     """One queue of it has ended, the other's cancellation is under way still: the first takes nothing more."""
     monkeypatch.setattr(loop, "GRACE", 3600)
-    number = 1
     with told_of_opcodes():
-        while _submission_held_up(libc, number) is not None:
-            number += 1
-    assert number > 20
+        at_opcodes(partial(_submission_held_up, libc), more_than=20)
 
 
 def _submission_held_up(libc: FaultyLibc, number: int) -> str | None:

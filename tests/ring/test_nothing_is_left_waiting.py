@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import selectors
 from functools import partial
 from typing import Any
 
@@ -11,25 +10,16 @@ import pytest
 
 from gaio import loop
 from gaio.platform import _io_uring, _writability
-from tests.accounting import AccountedWatcher, MakeWatcher, Request
+from tests.accounting import MakeWatcher
 from tests.faulty_libc import FaultyLibc, enters_ring
-from tests.interruption.opcodes import interrupted_at, told_of_opcodes
+from tests.interruption.opcodes import at_opcodes, interrupted_at, told_of_opcodes
 from tests.interruption.world import World
+from tests.nest import Nest
 from tests.peers import Pairs, pattern, receive_exactly
 from tests.ring.conftest import MakeRing
-from tests.waiting import Background, TimeLimit
+from tests.waiting import Background
 
 MESSAGE = pattern(1 << 20)
-
-
-def finish_nested(watcher: AccountedWatcher, *requests: Request) -> None:
-    """As another loop does: wait_io(0), when the descriptor is readable."""
-    limit = TimeLimit()
-    with selectors.DefaultSelector() as selector:
-        selector.register(watcher.watcher.fileno(), selectors.EVENT_READ)
-        while any(request.result is None for request in requests):
-            assert selector.select(limit.left("the descriptor")), "never readable, though requests are pending"
-            watcher.wait(0)
 
 
 def test_room_for_more_writes_than_are_looked_at(
@@ -38,11 +28,11 @@ def test_room_for_more_writes_than_are_looked_at(
     monkeypatch.setattr(_writability, "MAX_EVENTS", 1)
     watcher = make_watcher()
     ends = [pairs.unix() for _ in range(4)]
-    watcher.watcher.fileno()
+    nest = Nest(watcher)
     writes = [watcher.write(conn, MESSAGE) for conn, _ in ends]
     assert watcher.wait(0) == []
     receiving = [Background(partial(receive_exactly, peer, len(MESSAGE))) for _, peer in ends]
-    finish_nested(watcher, *writes)
+    nest.finish(*writes)
     assert [thread.result() for thread in receiving] == [MESSAGE] * 4
 
 
@@ -51,11 +41,11 @@ def test_entries_that_the_kernel_had_no_memory_to_take(
 ) -> None:
     watcher = make_watcher()
     conn, _ = pairs.unix()
-    watcher.watcher.fileno()
-    finish_nested(watcher, watcher.write(conn, b"known"))
+    nest = Nest(watcher)
+    nest.finish(watcher.write(conn, b"known"))
     write = watcher.write(conn, b"x")
     libc.fail("syscall", errno.EAGAIN, times=4, when=enters_ring)
-    finish_nested(watcher, write)
+    nest.finish(write)
     assert libc.struck
 
 
@@ -74,18 +64,20 @@ def test_results_of_making_room(make_ring: MakeRing, pairs: Pairs) -> None:
         watcher._book(result)
 
 
+@pytest.mark.usefixtures("backend")
 def test_the_order_of_memory_accesses_is_kept_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a lock, on processors that reorder them. Interrupted, it must not be locked for ever."""
     monkeypatch.setattr(_io_uring, "_WEAKLY_ORDERED", True)
     monkeypatch.setattr(loop, "GRACE", 3600)
+
+    def play(number: int) -> str | None:
+        with World("io_uring", 4096) as world:
+            conn, peer = world.pairs.unix()
+            read = world.watcher.read(conn)
+            peer.send(b"x")
+            place = interrupted_at(number, lambda: world.watcher.wait(1))
+            world.watcher.finish(read)
+        return place
+
     with told_of_opcodes():
-        number, place = 1, "the first"
-        while place:
-            with World("io_uring", 4096) as world:
-                conn, peer = world.pairs.unix()
-                read = world.watcher.read(conn)
-                peer.send(b"x")
-                place = interrupted_at(number, lambda: world.watcher.wait(1)) or ""
-                world.watcher.finish(read)
-            number += 1
-    assert number > 50
+        at_opcodes(play)

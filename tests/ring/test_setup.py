@@ -17,7 +17,7 @@ import gaio
 from gaio.platform import _io_uring, _libc
 from tests import leaks
 from tests.backends import Name
-from tests.faulty_libc import Condition, FaultyLibc
+from tests.faulty_libc import Condition, FaultyLibc, enters_ring, is_call
 from tests.ring.conftest import refuse_incremental_buffers
 
 pytestmark = [
@@ -27,15 +27,11 @@ pytestmark = [
 ]
 
 
-def is_call(number: int) -> Condition:
-    return lambda *arguments: bool(arguments[0] == number)
-
-
 # step -> function and which of its calls
 STEPS: dict[str, tuple[str, Condition]] = {
     "io_uring_setup": ("syscall", is_call(_io_uring.SYS_io_uring_setup)),
     "io_uring_register": ("syscall", is_call(_io_uring.SYS_io_uring_register)),
-    "io_uring_enter": ("syscall", is_call(_io_uring.SYS_io_uring_enter)),
+    "io_uring_enter": ("syscall", enters_ring),
     "mmap": ("mmap", lambda *_: True),
     "madvise": ("madvise", lambda *_: True),
     "eventfd": ("eventfd", lambda *_: True),
