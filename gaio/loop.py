@@ -766,10 +766,11 @@ class Loop:
     def dismiss(self) -> None:
         """Close the descriptors of connections that were given up and have nothing under way any more."""
         for connection in list(self.leaving):
-            for queue in connection.queues():
+            queues = connection.queues()
+            for queue in queues:
                 if queue.head is None:
                     queue.tail = NO_MORE  # finish() has left it open
-            if any(queue.head is not None for queue in connection.queues()):
+            if any(queue.head is not None for queue in queues):
                 continue  # the kernel may still write into its buffers
             if connection.fd >= 0:
                 self.backend.unregister(connection)

@@ -99,7 +99,6 @@ IORING_SQ_CQ_OVERFLOW = 1 << 1  # in the SQ ring's flags
 IORING_REGISTER_PBUF_RING = 22  # 5.19
 IOU_PBUF_RING_INC = 1 << 1  # 6.12: consume buffers by bytes
 # operations, and the flags of their entries
-IORING_OP_NOP = 0
 IORING_OP_POLL_ADD = 6
 IORING_OP_SENDMSG = 9
 IORING_OP_ACCEPT = 13
@@ -205,7 +204,6 @@ _SHUTDOWN = _operation(IORING_OP_SHUTDOWN)
 _POLL_ADD = _operation(IORING_OP_POLL_ADD)
 _POLL_THEN_NEXT = _operation(IORING_OP_POLL_ADD, IOSQE_IO_LINK | IOSQE_CQE_SKIP_SUCCESS)
 _ASYNC_CANCEL = _operation(IORING_OP_ASYNC_CANCEL)
-_NOP = _operation(IORING_OP_NOP)
 
 _SOCK_CLOEXEC = os.O_CLOEXEC  # accept4(2): the same value on Linux
 _POLLIN = select.POLLIN if sys.byteorder == "little" else select.POLLIN << 16  # poll32_events: its halves are swapped
@@ -516,11 +514,10 @@ class IoUringBackend:
         return entry if queue.ready else _when_readable(queue, entry)
 
     def _entry_with_poll(self, request: Any, queue: Any, kind: int) -> bytes:
-        """The entry where the ring does not wait by itself, or must not lend a buffer of its own.
+        """The entry of what is not linked to its poll, or is polled again for having completed with -EAGAIN.
 
-        What was opened with O_NONBLOCK is not waited for: files here are, and some kernels do so with sockets. Reads
-        complete with -EAGAIN, and are polled then; for writes see _wait_until_writable(). And a swap read of what keeps
-        message boundaries needs room for the largest message, but no memory while it waits.
+        Files have O_NONBLOCK set, so the ring does not wait for them. For writes see _wait_until_writable(). And a swap
+        read of what keeps message boundaries needs room for the largest message, but no memory while it waits.
         """
         memory = request._memory
         message = memory is None and not queue.outbound and kind != LISTENER
@@ -611,12 +608,13 @@ class IoUringBackend:
         while self._ksq_flags[0] & IORING_SQ_CQ_OVERFLOW:
             self._enter(self._enter_now, 0)
             self._reap()
-        while self._some_writable:  # each round takes some of them off the epoll
+        if self._some_writable:
             self._go_on_writing()
-            self._arm()
             self._enter(self._enter_now, 0)
             self._reap()
-        if self._arm():  # now and not with the next wait: a loop that this is nested in sees no other sign
+        # Now and not with the next wait, and what that answers at once is left to be reaped: a loop that this is nested
+        # in sees no other sign.
+        if self._arm():
             self._enter(self._enter_now, 0)
         if self._messages and self._ksq_head[0] == self._sq_tail:
             self._messages.clear()  # IORING_FEAT_SUBMIT_STABLE: read when the entry was taken
