@@ -1,8 +1,8 @@
 """`python3 -m tests`: every check of the project, on a machine with nothing but Python >= 3.10.
 
 Makes a virtual environment of its own (tests/environment.py), then runs mypy for three platforms, stubtest
-and pytest, that one with as many processes as there are processors. A check that fails becomes a failed item of
-the pytest run, so that pytest's closing line tells it all.
+and pytest, that one in several processes. A check that fails becomes a failed item of the pytest run, so that
+pytest's closing line tells it all.
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ from tests.environment import ROOT
 
 PLATFORMS = ("linux", "darwin", "freebsd")
 TYPED_FOLDERS = ("gaio", "examples", "tests", "benchmarks")
-# Of pytest-xdist. A process that has run its share takes over tests of another's: some take a hundred times as long as
-# most. What the caller says comes later, and so counts: `-n 0` for one process, and for --pdb.
-PARALLEL = ("--numprocesses=auto", "--dist=worksteal")
+if sys.platform == "linux":
+    PROCESSORS = len(os.sched_getaffinity(0))
+else:
+    PROCESSORS = os.cpu_count() or 1
+# Of pytest-xdist. One process more than there are processors: each waits for a third of its time, for the clock or for
+# the kernel. One that has run its share takes over tests of another's: some take a hundred times as long as most. What
+# the caller says comes later, and so counts: `-n 0` for one process, and for --pdb.
+PARALLEL = (f"--numprocesses={PROCESSORS + 1}", "--dist=worksteal")
 
 # What runs on every other interpreter: the behaviour suite, and what gaio relies on interpreters to do at opcodes.
 ON_OTHERS = (
