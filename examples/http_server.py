@@ -37,6 +37,8 @@ class Client:
                 event = self.http.next_event()
                 if isinstance(event, h11.Request):
                     self.request, self.body = event, b""
+                    if event.method == b"CONNECT":  # a success would turn the connection into a tunnel
+                        raise h11.RemoteProtocolError("no proxy", error_status_hint=405)
                     if self.http.they_are_waiting_for_100_continue:
                         parts += self._send(h11.InformationalResponse(status_code=100, headers=[]))
                 elif isinstance(event, h11.Data):
@@ -48,6 +50,7 @@ class Client:
                     if self.http.our_state is not h11.DONE:
                         return parts  # this was the last one: the connection ends
                     self.http.start_next_cycle()
+                    self.request = None  # what is not understood next is no HEAD, though the last one was
                 else:
                     return parts  # more bytes are needed, or the client has ended
         except h11.RemoteProtocolError as error:

@@ -3,39 +3,46 @@
     python3 -m examples.redis_ping --port 6379
     redis-cli -p 6379 set answer 42
 
-Clients may pipeline: the replies to all commands of one read go out in one write. A client that does not take them
-is not read from, so that they cannot pile up.
+Clients may pipeline: the replies to many commands go out in one write, up to MAX_REPLIES. As long as a client does not
+take them, no further command of it is carried out and nothing is read from it, so that they cannot pile up.
 """
 
 import argparse
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 
 import gaio
 
-MAX_ARGUMENTS, MAX_BULK = 1024, 1 << 20  # the second in bytes
+MAX_ARGUMENTS = 1024
+MAX_BULK = 1 << 20  # bytes of one argument
+MAX_COMMAND = 2 << 20  # bytes of all of them
+MAX_REPLIES = 1 << 20  # bytes from which on no more are added to a write
 
 
 class ProtocolError(Exception): ...
 
 
 class Client:
-    """What has come from one connection and is not a whole command yet."""
+    """What has come from one connection and has not been carried out yet."""
 
     def __init__(self) -> None:
         self.rest = bytearray()
+        self.start = 0  # of the next command in there
         self.broken = False
 
-    def commands(self, data: bytes) -> Iterator[list[bytes]]:
-        """Every command that is complete by now; the rest waits for more."""
+    def receive(self, data: memoryview) -> None:
+        del self.rest[: self.start]
+        self.start = 0
         self.rest += data
-        start = 0
-        while (command := self._command(start)) is not None:
-            arguments, start = command
-            yield arguments
-        del self.rest[:start]
+
+    def next_command(self) -> list[bytes] | None:
+        """The next command, or None when there is none that is complete."""
+        found = self._command(self.start)
+        if found is None:
+            return None
+        arguments, self.start = found
+        return arguments
 
     def _command(self, start: int) -> tuple[list[bytes], int] | None:
         """An array of bulk strings, "*1 $4 PING" with a line end in place of each space, and where it ends."""
@@ -46,6 +53,8 @@ class Client:
         for _ in range(number(head, MAX_ARGUMENTS)):
             head, position = self._line(position)
             end = position + number(head, MAX_BULK)
+            if end - start > MAX_COMMAND:
+                raise ProtocolError("too long a command")
             if not position or len(self.rest) < end + 2:
                 return None
             arguments.append(bytes(self.rest[position:end]))
@@ -61,13 +70,16 @@ class Client:
 
 
 def number(head: bytes, limit: int) -> int:
-    if head and not (head[:1] in b"*$" and head[1:].isdigit() and int(head[1:]) <= limit):
+    # First the number of digits: int() takes a time for many that grows with its square, and refuses thousands.
+    if head and not (head[:1] in b"*$" and head[1:].isdigit() and len(head) < 10 and int(head[1:]) <= limit):
         raise ProtocolError("invalid length")
     return int(head[1:] or b"0")
 
 
 def reply(store: dict[bytes, bytes], command: list[bytes]) -> bytes:
     match [argument.upper() for argument in command[:1]] + command[1:]:
+        case []:
+            return b""  # an empty line, or "*0": Redis passes over it, too
         case [b"PING"]:
             return b"+PONG\r\n"
         case [b"PING" | b"ECHO", message]:
@@ -82,15 +94,16 @@ def reply(store: dict[bytes, bytes], command: list[bytes]) -> bytes:
     return b"-ERR unknown command or wrong number of arguments\r\n"
 
 
-def replies(store: dict[bytes, bytes], client: Client, data: bytes) -> bytes:
-    answers = b""
+def replies(store: dict[bytes, bytes], client: Client) -> bytes:
+    """To the commands that have come whole, but no more of them than one write is to carry."""
+    answers = bytearray()
     try:
-        for command in client.commands(data):
+        while len(answers) < MAX_REPLIES and (command := client.next_command()) is not None:
             answers += reply(store, command)
     except ProtocolError as error:
         client.broken = True
         answers += b"-ERR Protocol error: %s\r\n" % str(error).encode()
-    return answers
+    return bytes(answers)
 
 
 def serve(watcher: gaio.Watcher, listener: socket.socket) -> None:
@@ -102,9 +115,13 @@ def serve(watcher: gaio.Watcher, listener: socket.socket) -> None:
         if result.operation is gaio.ACCEPT:
             welcome(watcher, result)
             watcher.accept(listener)
-        elif result.error is not None or client.broken:
+            continue
+        if result.error is not None or client.broken:
             watcher.free(conn)
-        elif result.operation is gaio.READ and (answers := replies(store, client, bytes(result.buffer))):
+            continue
+        if result.operation is gaio.READ:
+            client.receive(result.buffer)
+        if answers := replies(store, client):
             watcher.write(conn, answers, context=client)
         else:
             watcher.read(conn, context=client)

@@ -95,6 +95,22 @@ def test_nonsense_is_answered_with_400(server: Server, nonsense: bytes) -> None:
         assert receive_until_eof(client).startswith(b"HTTP/1.1 400")
 
 
+def test_who_wants_a_tunnel_is_refused(server: Server) -> None:
+    with server.client() as client:
+        client.sendall(b"CONNECT there:1 HTTP/1.1\r\nHost: there\r\n\r\n")
+        assert receive_until_eof(client).startswith(b"HTTP/1.1 405")
+    assert curl(server, "/")
+
+
+def test_nonsense_after_a_head(server: Server) -> None:
+    with server.client() as client:
+        client.sendall(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n\0nonsense\r\n\r\n")
+        answers = receive_until_eof(client)
+    assert answers.startswith(b"HTTP/1.1 200")
+    assert answers.endswith(b"\r\n\r\nnot understood\n")
+    assert curl(server, "/")
+
+
 def test_a_silent_client_is_dropped(backend: Name) -> None:
     options = ("--backend", backend, "--idle", "0.1")
     with running("examples.http_server", *options) as server, server.client() as client:

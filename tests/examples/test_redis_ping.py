@@ -61,7 +61,11 @@ def test_a_command_in_single_bytes(server: Server) -> None:
 
 @pytest.mark.parametrize(
     "nonsense",
-    [b"*x\r\n", b"*-1\r\n", b"*99999999\r\n", b"*1\r\n:5\r\n", b"*1\r\n$99999999999\r\n", b"x" * 2_000_000],
+    [
+        *(b"*x\r\n", b"*-1\r\n", b"*99999999\r\n", b"*1\r\n:5\r\n", b"*1\r\n$99999999999\r\n", b"x" * 2_000_000),
+        b"*%s\r\n" % (b"9" * 5000),
+        b"*3\r\n" + b"$1000000\r\n%s\r\n" % bytes(1_000_000) * 3,
+    ],
     ids=lambda nonsense: repr(nonsense[:20]),
 )
 def test_nonsense_ends_the_connection(server: Server, nonsense: bytes) -> None:
@@ -74,6 +78,21 @@ def test_nonsense_ends_the_connection(server: Server, nonsense: bytes) -> None:
             pass  # it has been dropped before it was all sent
         assert receive_exactly(client, 11) == b"+PONG\r\n-ERR"
     assert is_served(server)
+
+
+def test_empty_commands_are_passed_over(server: Server) -> None:
+    with server.client() as client:
+        client.sendall(b"\r\n*0\r\n" + command(b"PING"))
+        assert receive_exactly(client, 7) == b"+PONG\r\n"
+
+
+def test_replies_beyond_what_one_write_carries(server: Server) -> None:
+    value = bytes(range(256)) * 2000
+    whole = b"$512000\r\n%s\r\n" % value
+    with server.client() as client:
+        client.sendall(command(b"SET", b"key", value) + command(b"GET", b"key") * 20 + command(b"PING"))
+        expected = b"+OK\r\n" + whole * 20 + b"+PONG\r\n"
+        assert receive_exactly(client, len(expected)) == expected
 
 
 def is_served(server: Server) -> bool:
