@@ -3,8 +3,8 @@
     python3 -m examples.redis_ping --port 6379
     redis-cli -p 6379 set answer 42
 
-Clients may pipeline: the replies to many commands go out in one write, up to MAX_REPLIES. As long as a client does not
-take them, no further command of it is carried out and nothing is read from it, so that they cannot pile up.
+Clients may pipeline: the replies to many commands go out in one write. A client that does not take them is not read
+from, and no more of its commands are carried out, so that they cannot pile up.
 """
 
 import argparse
@@ -15,9 +15,7 @@ import sys
 import gaio
 
 MAX_ARGUMENTS = 1024
-MAX_BULK = 1 << 20  # bytes of one argument
-MAX_COMMAND = 2 << 20  # bytes of all of them
-MAX_REPLIES = 1 << 20  # bytes from which on no more are added to a write
+MAX_BULK, MAX_COMMAND, MAX_REPLIES = 1 << 20, 2 << 20, 1 << 20  # bytes: of one argument, of all, of a write
 
 
 class ProtocolError(Exception): ...
@@ -31,20 +29,7 @@ class Client:
         self.start = 0  # of the next command in there
         self.broken = False
 
-    def receive(self, data: memoryview) -> None:
-        del self.rest[: self.start]
-        self.start = 0
-        self.rest += data
-
-    def next_command(self) -> list[bytes] | None:
-        """The next command, or None when there is none that is complete."""
-        found = self._command(self.start)
-        if found is None:
-            return None
-        arguments, self.start = found
-        return arguments
-
-    def _command(self, start: int) -> tuple[list[bytes], int] | None:
+    def command(self, start: int) -> tuple[list[bytes], int] | None:
         """An array of bulk strings, "*1 $4 PING" with a line end in place of each space, and where it ends."""
         head, position = self._line(start)
         if head[:1] not in (b"", b"*"):
@@ -70,7 +55,6 @@ class Client:
 
 
 def number(head: bytes, limit: int) -> int:
-    # First the number of digits: int() takes a time for many that grows with its square, and refuses thousands.
     if head and not (head[:1] in b"*$" and head[1:].isdigit() and len(head) < 10 and int(head[1:]) <= limit):
         raise ProtocolError("invalid length")
     return int(head[1:] or b"0")
@@ -94,11 +78,12 @@ def reply(store: dict[bytes, bytes], command: list[bytes]) -> bytes:
     return b"-ERR unknown command or wrong number of arguments\r\n"
 
 
-def replies(store: dict[bytes, bytes], client: Client) -> bytes:
+def replies(store: dict[bytes, bytes], client: Client, data: bytes | memoryview) -> bytes:
     """To the commands that have come whole, but no more of them than one write is to carry."""
-    answers = bytearray()
+    client.rest, client.start, answers = client.rest[client.start :] + data, 0, bytearray()
     try:
-        while len(answers) < MAX_REPLIES and (command := client.next_command()) is not None:
+        while len(answers) < MAX_REPLIES and (found := client.command(client.start)) is not None:
+            command, client.start = found
             answers += reply(store, command)
     except ProtocolError as error:
         client.broken = True
@@ -115,13 +100,9 @@ def serve(watcher: gaio.Watcher, listener: socket.socket) -> None:
         if result.operation is gaio.ACCEPT:
             welcome(watcher, result)
             watcher.accept(listener)
-            continue
-        if result.error is not None or client.broken:
+        elif result.error is not None or client.broken:
             watcher.free(conn)
-            continue
-        if result.operation is gaio.READ:
-            client.receive(result.buffer)
-        if answers := replies(store, client):
+        elif answers := replies(store, client, result.buffer if result.operation is gaio.READ else b""):
             watcher.write(conn, answers, context=client)
         else:
             watcher.read(conn, context=client)

@@ -4,7 +4,7 @@
     python3 -m examples.tls_echo --port 8443 --cert cert.pem --key key.pem
     openssl s_client -connect 127.0.0.1:8443
 
-An ssl.SSLSocket must not be submitted, because gaio would use the bare connection beneath it. So an ssl.SSLObject does
+gaio refuses an ssl.SSLSocket, because it would use the bare connection beneath it. So an ssl.SSLObject does
 the cryptography between two ssl.MemoryBIOs: what gaio reads goes into one, what comes out of the other gaio writes.
 Each client has one request under way at any time, so nothing piles up for a client that does not read.
 """

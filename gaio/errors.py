@@ -9,9 +9,10 @@ class GaioError(Exception):
 
 
 class UnsupportedConnError(GaioError, TypeError):
-    """The object cannot be served: not a connected, pollable, weak-referenceable object with a descriptor.
+    """The object cannot be served: not a connected, pollable, weak-referenceable object with a descriptor, or not the
+    watcher's any more.
 
-    Raised by the submitting call; nothing was submitted and the object is untouched.
+    Raised by the call; nothing was submitted and the object is as usable as before.
     """
 
 
@@ -28,7 +29,7 @@ class WatcherClosedError(GaioError, RuntimeError):
 
 
 class ConnClosedError(GaioError, ConnectionError):
-    """`free()` overtook the request, or the request was submitted after it."""
+    """`free()` overtook the request, while it was pending or just being submitted."""
 
 
 class DeadlineError(GaioError, TimeoutError):
@@ -36,4 +37,4 @@ class DeadlineError(GaioError, TimeoutError):
 
 
 class BackendUnavailableError(GaioError, OSError):
-    """A backend asked for by name cannot run here; the message says why."""
+    """The backend that was asked for cannot run here, or none can; the message says why."""

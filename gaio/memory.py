@@ -37,7 +37,7 @@ _PyBUF_SIMPLE = 0
 
 
 class _Py_buffer(ctypes.Structure):
-    """`Py_buffer` of CPython's buffer protocol; its layout is part of the stable ABI (PEP 688, 3.11)."""
+    """`Py_buffer` of CPython's buffer protocol; its layout is part of the stable ABI (since Python 3.11)."""
 
     _fields_ = [
         ("buf", ctypes.c_void_p),
@@ -233,7 +233,12 @@ def memory_for_write(
     """
     if isinstance(buffer, (list, tuple)):
         return _gather(buffer, lent)
-    view = buffer if type(buffer) is memoryview and buffer.c_contiguous else _byte_view(buffer, "write")
+    try:
+        view = buffer if type(buffer) is memoryview and buffer.c_contiguous else _byte_view(buffer, "write")
+    except TypeError:
+        if isinstance(buffer, Sequence) and not isinstance(buffer, str):  # a deque, say
+            return _gather(buffer, lent)
+        raise
     length = view.nbytes
     if not length:
         raise EmptyBufferError("there is nothing to write: pass at least one byte")

@@ -72,12 +72,12 @@ class Watcher:
     """A proactor: takes read and write requests from any thread, performs them in the thread that
     waits in `wait_io()` (or in its own when nobody waits), and hands the finished ones back in batches.
 
-    `swap_size` is the size in bytes of the memory that reads without a buffer share, and the most that one such
-    read returns. `backend` names the kernel interface; None means the environment variable `GAIO_BACKEND`, or
-    else "auto", the best one that works here.
+    `swap_size` is the most bytes that one read without a buffer returns, and the unit in which the memory that such
+    reads share grows (docs/tuning.md). `backend` names the kernel interface; None means the environment variable
+    `GAIO_BACKEND`, or else "auto", the best one that works here.
 
-    Raises `ValueError` for a `swap_size` below 1 or an unknown backend, `BackendUnavailableError` when a backend
-    asked for by name cannot run here (there is no falling back), and `OSError` when the kernel has no descriptors
+    Raises `ValueError` for a `swap_size` below 1 or an unknown backend, `BackendUnavailableError` when the backend
+    that was asked for cannot run here (there is no falling back), and `OSError` when the kernel has no descriptors
     left. A watcher that is dropped without `close()` is closed when it is collected, at the latest when the
     interpreter exits.
     """
@@ -174,7 +174,7 @@ class Watcher:
     ) -> None:
         """Write all of `buf`: bytes, any contiguous buffer, or a sequence of them as one vectored write.
 
-        A buffer of up to 4 KiB, and any view of the swap arena, is copied at once; `bytes` are shared; a larger
+        A buffer of up to 4 KiB, and a memoryview of the swap arena, is copied at once; `bytes` are shared; a larger
         mutable buffer belongs to the watcher until the result is delivered, and must not be changed meanwhile.
         Writes of one connection complete in the order they were submitted, each when all its bytes are in the
         kernel's send buffer. On an error `size` tells how many bytes had gone out.

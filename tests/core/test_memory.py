@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections import UserList, deque
 
 import pytest
 from hypothesis import given, settings
@@ -46,6 +47,17 @@ def test_a_large_buffer_is_written_from_where_it_is(kind: type) -> None:
     assert length == len(data)
     assert not isinstance(memory, (bytes, Vector))
     assert ctypes.string_at(memory.address, length) == data
+
+
+@pytest.mark.parametrize("kind", [list, tuple, deque, UserList])
+def test_every_kind_of_sequence_is_one_vectored_write(kind: type) -> None:
+    memory, length = memory_for_write(kind([b"one", bytearray(b"two")]))
+    assert (memory, length) == (b"onetwo", 6)
+
+
+def test_a_sequence_of_what_is_no_buffer() -> None:
+    with pytest.raises(TypeError, match="not int"):
+        memory_for_write(range(3))
 
 
 def test_a_view_of_storage_that_is_lent_is_copied() -> None:
