@@ -26,25 +26,24 @@ class Client:
 
     def __init__(self) -> None:
         self.rest = bytearray()
-        self.start = 0  # of the next command in there
         self.broken = False
 
-    def command(self, start: int) -> tuple[list[bytes], int] | None:
-        """An array of bulk strings, "*1 $4 PING" with a line end in place of each space, and where it ends."""
-        head, position = self._line(start)
-        if head[:1] not in (b"", b"*"):
-            return (head.split(), position) if position else None  # typed by hand, into telnet
-        arguments: list[bytes] = []
-        for _ in range(number(head, MAX_ARGUMENTS)):
+    def next_command(self) -> list[bytes] | None:
+        """Take out an array of bulk strings, "*1 $4 PING" with a line end in place of each space, if it is complete."""
+        head, position = self._line(0)
+        typed_by_hand = head[:1] not in (b"", b"*")  # into telnet
+        arguments = head.split() if typed_by_hand else []
+        for _ in range(0 if typed_by_hand else number(head, MAX_ARGUMENTS)):
             head, position = self._line(position)
             end = position + number(head, MAX_BULK)
-            if end - start > MAX_COMMAND:
+            if end > MAX_COMMAND:
                 raise ProtocolError("too long a command")
             if not position or len(self.rest) < end + 2:
                 return None
             arguments.append(bytes(self.rest[position:end]))
             position = end + 2
-        return (arguments, position) if position else None
+        del self.rest[:position]
+        return arguments if position else None
 
     def _line(self, start: int) -> tuple[bytes, int]:
         """The line that begins there, and where the next one does: 0 as long as this one is not complete."""
@@ -78,17 +77,16 @@ def reply(store: dict[bytes, bytes], command: list[bytes]) -> bytes:
     return b"-ERR unknown command or wrong number of arguments\r\n"
 
 
-def replies(store: dict[bytes, bytes], client: Client, data: bytes | memoryview) -> bytes:
+def replies(store: dict[bytes, bytes], client: Client) -> bytearray:
     """To the commands that have come whole, but no more of them than one write is to carry."""
-    client.rest, client.start, answers = client.rest[client.start :] + data, 0, bytearray()
+    answers = bytearray()
     try:
-        while len(answers) < MAX_REPLIES and (found := client.command(client.start)) is not None:
-            command, client.start = found
+        while len(answers) < MAX_REPLIES and (command := client.next_command()) is not None:
             answers += reply(store, command)
     except ProtocolError as error:
         client.broken = True
         answers += b"-ERR Protocol error: %s\r\n" % str(error).encode()
-    return bytes(answers)
+    return answers
 
 
 def serve(watcher: gaio.Watcher, listener: socket.socket) -> None:
@@ -102,10 +100,13 @@ def serve(watcher: gaio.Watcher, listener: socket.socket) -> None:
             watcher.accept(listener)
         elif result.error is not None or client.broken:
             watcher.free(conn)
-        elif answers := replies(store, client, result.buffer if result.operation is gaio.READ else b""):
-            watcher.write(conn, answers, context=client)
         else:
-            watcher.read(conn, context=client)
+            if result.operation is gaio.READ:
+                client.rest += result.buffer
+            if answers := replies(store, client):
+                watcher.write(conn, answers, context=client)
+            else:
+                watcher.read(conn, context=client)
 
 
 def welcome(watcher: gaio.Watcher, result: gaio.OpResult) -> None:

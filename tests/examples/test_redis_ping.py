@@ -62,7 +62,12 @@ def test_a_command_in_single_bytes(server: Server) -> None:
 @pytest.mark.parametrize(
     "nonsense",
     [
-        *(b"*x\r\n", b"*-1\r\n", b"*99999999\r\n", b"*1\r\n:5\r\n", b"*1\r\n$99999999999\r\n", b"x" * 2_000_000),
+        b"*x\r\n",
+        b"*-1\r\n",
+        b"*99999999\r\n",
+        b"*1\r\n:5\r\n",
+        b"*1\r\n$99999999999\r\n",
+        b"x" * 2_000_000,
         b"*%s\r\n" % (b"9" * 5000),
         b"*3\r\n" + b"$1000000\r\n%s\r\n" % bytes(1_000_000) * 3,
     ],
