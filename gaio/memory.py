@@ -236,7 +236,7 @@ def memory_for_write(
     try:
         view = buffer if type(buffer) is memoryview and buffer.c_contiguous else _byte_view(buffer, "write")
     except TypeError:
-        if isinstance(buffer, Sequence) and not isinstance(buffer, str):  # a deque, say
+        if isinstance(buffer, Sequence) and not isinstance(buffer, str):  # a deque, say; buffers may be sequences, too
             return _gather(buffer, lent)
         raise
     length = view.nbytes
