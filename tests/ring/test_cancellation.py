@@ -17,8 +17,9 @@ from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.faulty_libc import FaultyLibc, enters_ring
 from tests.interruption.opcodes import Strike, at_opcodes, told_of_opcodes
 from tests.interruption.world import World
-from tests.peers import Pairs
-from tests.waiting import Background
+from tests.peers import Pairs, pattern, receive_exactly
+from tests.ring.conftest import MakeRing
+from tests.waiting import Background, wait_until
 
 
 def test_close_with_more_reads_than_buffers(
@@ -84,3 +85,49 @@ def _submission_held_up(libc: FaultyLibc, number: int) -> str | None:
         world.watcher.free(conn)
         world.watcher.finish(*[request for request in (read, blocked, late) if request is not None])
     return strike.place
+
+
+def test_a_write_that_waited_for_a_cancellation_and_finds_no_room(
+    make_ring: MakeRing, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is found to have none on the very way into the kernel, which must wake for it all the same."""
+    monkeypatch.setattr(_io_uring, "MAX_COMPLETIONS", 1)  # the cancellation is seen after what it came too late for
+    watcher = make_ring()
+    conn, peer = pairs.unix()
+    already = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            already += conn.send(bytes(4096), socket.MSG_DONTWAIT)
+    with watcher.watcher._loop.watch:  # both in one turn, and of the watcher thread, which hands nothing over
+        cut_off, write = watcher.write(conn, b"?", timeout=0), watcher.write(conn, b"!")
+    wait_until(lambda: watcher.watcher.stats().pending == 1, "the deadline")
+    assert receive_exactly(peer, already + 1)[-1:] == b"!"
+    watcher.finish(cut_off, write)
+    assert isinstance(cut_off.error, gaio.DeadlineError)
+
+
+def test_a_read_that_waited_for_a_cancellation_beside_one_that_waited_for_a_buffer(
+    make_ring: MakeRing, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only buffer is offered to the second, whose bytes somebody else has received: the first must have it."""
+    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda *_: (64, 1, 1))
+    watcher = make_ring(swap_size=64)
+    (full, full_peer), (lacking, lacking_peer), (cancelled, cancelled_peer) = (pairs.tcp() for _ in range(3))
+    with lacking.dup() as somebody_else:
+        # The kernel says that there is more, so that the next receives are tried at once, in the order of submission.
+        for peer in (full_peer, lacking_peer, cancelled_peer):
+            peer.sendall(pattern(1 + 64))
+        watcher.finish(*(watcher.read(conn, bytearray(1)) for conn in (full, lacking, cancelled)))
+        monkeypatch.setattr(_io_uring, "MAX_COMPLETIONS", 1)  # as in the test above
+        with watcher.watcher._loop.watch:
+            taking, starved = watcher.read(full), watcher.read(lacking)
+            first, second = watcher.read(cancelled, bytearray(1), timeout=0), watcher.read(cancelled)
+            assert watcher.wait(None) == [taking]
+            assert somebody_else.recv(64) == pattern(1 + 64)[1:]
+            assert watcher.wait(None) == [first]
+            watcher.finish(second)
+            assert second.data == pattern(1 + 64)[2:]
+            assert starved.result is None
+    lacking_peer.sendall(b"!")
+    watcher.finish(starved)
+    assert starved.data == b"!"
