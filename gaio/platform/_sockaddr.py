@@ -32,11 +32,12 @@ def pack(family: int, address: Any) -> bytes:
         raise TypeError(f"the address must be a tuple (host, port), not {address!r}")
     host, port = address[:2]
     flow, scope = (*address[2:], 0, 0)[:2]
-    if not isinstance(port, int) or not 0 <= port <= 0xFFFF:
-        raise ValueError(f"the port must be a number from 0 to 65535, not {port!r}")
+    _check("port", port, 0xFFFF)
     if family == socket.AF_INET6 and "%" in host:
         host, _, interface = host.partition("%")
-        scope = int(interface) if interface.isdigit() else socket.if_nametoindex(interface)
+        scope = int(interface) if interface.isdecimal() else _interface_number(interface)
+    _check("flow information", flow, 0xFFFFF)  # RFC 8200, section 6: a flow label has 20 bits
+    _check("scope", scope, 0xFFFFFFFF)
     try:
         packed = socket.inet_pton(family, host)
     except OSError:
@@ -47,6 +48,18 @@ def pack(family: int, address: Any) -> bytes:
     if family == socket.AF_INET:
         return _head(family, 16) + struct.pack("!H4s8x", port, packed)
     return _head(family, 28) + struct.pack("!HI16s", port, flow, packed) + struct.pack("=I", scope)
+
+
+def _check(what: str, number: Any, most: int) -> None:
+    if not isinstance(number, int) or not 0 <= number <= most:
+        raise ValueError(f"the {what} of the address must be a number from 0 to {most}, not {number!r}")
+
+
+def _interface_number(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        raise ValueError(f"no interface has the name {name!r}, which stands after the % of the host") from None
 
 
 def _pack_unix(family: int, address: Any) -> bytes:

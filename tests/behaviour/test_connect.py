@@ -288,6 +288,27 @@ class TestWrongUse:
         assert conn.fileno() != -1, "delegated, though it was refused"
         assert watcher.watcher.stats().conns == 0
 
+    @pytest.mark.parametrize(
+        "address",
+        [
+            ("::1", 80, -1),
+            ("::1", 80, 1 << 20),
+            ("::1", 80, "0"),
+            ("::1", 80, 0, -1),
+            ("::1", 80, 0, 1 << 32),
+            ("::1", 80, 0, None),
+            ("fe80::1%no-such-interface", 80),
+            (f"fe80::1%{1 << 32}", 80),
+            ("fe80::1%\u00b2", 80),
+        ],
+        ids=ascii,
+    )
+    def test_wrong_addresses_of_ipv6(self, watcher: AccountedWatcher, address: Any) -> None:
+        with socket.socket(socket.AF_INET6) as conn:
+            with pytest.raises(ValueError, match=r"flow information|scope|interface"):
+                watcher.connect(conn, address)
+            assert conn.fileno() != -1, "delegated, though it was refused"
+
     @pytest.mark.parametrize("address", ["", b"", "x" * 200, b"a" * 108, ("path", 1), None, 7], ids=repr)
     def test_wrong_addresses_of_unix_sockets(self, watcher: AccountedWatcher, address: Any) -> None:
         with socket.socket(socket.AF_UNIX) as conn:
