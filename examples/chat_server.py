@@ -9,6 +9,7 @@ slow one holds nobody up, and what waits for it is bounded by what is said in th
 """
 
 import argparse
+import math
 import signal
 import socket
 import sys
@@ -63,6 +64,8 @@ class Room:
     def leave(self, client: Client, why: str) -> None:
         if client in self.clients:  # else its other request has told already
             self.clients.remove(client)
+            if client.rest:
+                self.speak(client, client.rest)
             self.watcher.free(client.conn)
             self.say(client, why)
 
@@ -72,6 +75,9 @@ class Room:
             if client is not speaker:
                 client.waiting.append(line)
                 self.send(client)
+
+    def speak(self, client: Client, line: bytes) -> None:
+        self.say(client, f"says: {line.decode(errors='replace').rstrip()}")
 
     def send(self, client: Client) -> None:
         if client.waiting and not client.writing:
@@ -96,7 +102,7 @@ def serve(watcher: gaio.Watcher, listener: socket.socket, patience: float) -> No
             pass  # it has been dropped, and this had finished before
         elif result.operation is gaio.READ:
             for line in client.lines(bytes(result.buffer)):
-                room.say(client, f"says: {line.decode(errors='replace').rstrip()}")
+                room.speak(client, line)
             watcher.read(client.conn, context=client)
         else:
             client.writing = False
@@ -110,6 +116,8 @@ def main() -> None:
     parser.add_argument("--backend", choices=("auto", "epoll", "kqueue", "io_uring"))
     parser.add_argument("--patience", type=float, default=10.0, help="seconds until a slow client is dropped")
     options = parser.parse_args()
+    if not 0 <= options.patience < math.inf:
+        parser.error("--patience must be a number of seconds, 0 or more")
 
     # Both Ctrl-C and `kill` raise KeyboardInterrupt, also where the shell started this with Ctrl-C ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -125,8 +133,8 @@ def main() -> None:
             serve(watcher, listener, options.patience)
     except KeyboardInterrupt:
         pass  # leaving the `with` has closed every connection
-    except OSError as error:
-        sys.exit(f"cannot serve: {error}")  # the port is taken, or the backend cannot run here
+    except (OSError, OverflowError) as error:
+        sys.exit(f"cannot serve: {error}")  # the port is taken or none at all, or the backend cannot run here
 
 
 if __name__ == "__main__":

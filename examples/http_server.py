@@ -5,10 +5,11 @@
 
 GET and HEAD of any path answer with a greeting, POST and PUT with what was sent. Each client has one request
 under way at any time, a read or a write: the answers to all that one read brought go out in one vectored write,
-and nothing more is read until they are gone. `--idle` seconds without a byte end a connection.
+and nothing more is read until they are gone. `--idle` seconds without them, or without a byte, end a connection.
 """
 
 import argparse
+import math
 import signal
 import socket
 import sys
@@ -125,6 +126,8 @@ def main() -> None:
     parser.add_argument("--backend", choices=("auto", "epoll", "kqueue", "io_uring"))
     parser.add_argument("--idle", type=float, default=60.0, help="seconds until a silent client is dropped")
     options = parser.parse_args()
+    if not 0 <= options.idle < math.inf:
+        parser.error("--idle must be a number of seconds, 0 or more")
 
     # Both Ctrl-C and `kill` raise KeyboardInterrupt, also where the shell started this with Ctrl-C ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -134,13 +137,12 @@ def main() -> None:
             socket.create_server((options.host, options.port), backlog=1024) as listener,
             gaio.Watcher(backend=options.backend) as watcher,
         ):
-            host, port = listener.getsockname()
-            print(f"listening on {host}:{port}", flush=True)
+            print("listening on {}:{}".format(*listener.getsockname()), flush=True)
             serve(watcher, listener, options.idle)
     except KeyboardInterrupt:
         pass  # leaving the `with` has closed every connection
-    except OSError as error:
-        sys.exit(f"cannot serve: {error}")  # the port is taken, or the backend cannot run here
+    except (OSError, OverflowError) as error:
+        sys.exit(f"cannot serve: {error}")  # the port is taken or none at all, or the backend cannot run here
 
 
 if __name__ == "__main__":

@@ -98,6 +98,8 @@ def main() -> None:
     parser.add_argument("--backend", choices=("auto", "epoll", "kqueue", "io_uring"))
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count(), help="one for each core")
     options = parser.parse_args()
+    if options.workers < 1:
+        parser.error("--workers must be 1 or more")
 
     # Both Ctrl-C and `kill` raise KeyboardInterrupt, also where the shell started this with Ctrl-C ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -120,8 +122,8 @@ def main() -> None:
             supervise(workers, reports, "{}:{}".format(*port.getsockname()))
     except KeyboardInterrupt:
         stopped = True
-    except OSError as error:
-        print(f"cannot serve: {error}", file=sys.stderr)  # the port is taken
+    except (OSError, OverflowError) as error:
+        print(f"cannot serve: {error}", file=sys.stderr)  # the port is taken or none at all
     for worker in filter(BaseProcess.is_alive, workers):
         worker.terminate()
         worker.join()

@@ -8,6 +8,7 @@ When the write has waited for `--patience` seconds, the client is dropped.
 """
 
 import argparse
+import math
 import signal
 import socket
 import sys
@@ -70,6 +71,9 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between two pushes")
     parser.add_argument("--patience", type=float, default=10.0, help="seconds until a slow client is dropped")
     options = parser.parse_args()
+    for name in ("interval", "patience"):
+        if not 0 <= getattr(options, name) < math.inf:
+            parser.error(f"--{name} must be a number of seconds, 0 or more")
 
     # Both Ctrl-C and `kill` raise KeyboardInterrupt, also where the shell started this with Ctrl-C ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -86,8 +90,8 @@ def main() -> None:
             serve(watcher, listener, options.interval, options.patience)
     except KeyboardInterrupt:
         pass  # leaving the `with` has closed every connection
-    except OSError as error:
-        sys.exit(f"cannot serve: {error}")  # the port is taken, or the backend cannot run here
+    except (OSError, OverflowError) as error:
+        sys.exit(f"cannot serve: {error}")  # the port is taken or none at all, or the backend cannot run here
 
 
 if __name__ == "__main__":

@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python3 -m examples.tcp_proxy")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0 lets the system choose one")
-    parser.add_argument("--target", required=True, metavar="HOST:PORT")
+    parser.add_argument("--target", required=True, metavar="HOST:PORT", help="of a name, the first address")
     parser.add_argument("--backend", choices=("auto", "epoll", "kqueue", "io_uring"))
     options = parser.parse_args()
     host, _, port = options.target.rpartition(":")
@@ -114,8 +114,8 @@ def main() -> None:
             serve(watcher, listener, family, target)
     except KeyboardInterrupt:
         pass  # leaving the `with` has closed every connection
-    except OSError as error:
-        sys.exit(f"cannot serve: {error}")  # the port is taken, or the backend cannot run here
+    except (OSError, OverflowError) as error:
+        sys.exit(f"cannot serve: {error}")  # the port is taken or none at all, or the backend cannot run here
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Each client has one request under way at any time, so nothing piles up for a cli
 """
 
 import argparse
+import math
 import signal
 import socket
 import ssl
@@ -61,11 +62,12 @@ def serve(watcher: gaio.Watcher, listener: socket.socket, context: ssl.SSLContex
         if result.error is not None:
             watcher.free(conn)  # it is gone, silent for too long, or has ended without a close_notify
             continue
-        if result.operation is gaio.READ and not session.ended:
+        drains = session.ended and result.operation is not gaio.WRITE
+        if result.operation is gaio.READ and not drains:
             session.echo(bytes(result.buffer))
         if out := session.to_send():
             watcher.write(conn, out, context=session, timeout=patience)
-        elif session.ended and result.operation is not gaio.SHUTDOWN:
+        elif session.ended and not drains:
             # Closing with bytes unread would reset the connection, and what was written might not arrive.
             watcher.shutdown(conn, context=session)
         else:
@@ -93,6 +95,8 @@ def main() -> None:
     parser.add_argument("--key", help="its private key, a PEM file; may stand in the first as well")
     parser.add_argument("--patience", type=float, default=60.0, help="seconds until a silent client is dropped")
     options = parser.parse_args()
+    if not 0 <= options.patience < math.inf:
+        parser.error("--patience must be a number of seconds, 0 or more")
 
     # Both Ctrl-C and `kill` raise KeyboardInterrupt, also where the shell started this with Ctrl-C ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -108,8 +112,9 @@ def main() -> None:
             serve(watcher, listener, context, options.patience)
     except KeyboardInterrupt:
         pass  # leaving the `with` has closed every connection
-    except OSError as error:
-        sys.exit(f"cannot serve: {error}")  # the port is taken, no such certificate, or the backend cannot run here
+    except (OSError, OverflowError) as error:
+        # The port is taken or none at all, there is no such certificate, or the backend cannot run here.
+        sys.exit(f"cannot serve: {error}")
 
 
 if __name__ == "__main__":

@@ -84,6 +84,17 @@ def test_those_who_leave_are_missed(server: Server) -> None:
         assert third.hears() == f"{first.name} says: who is left?"
 
 
+def test_last_words_without_a_line_end_are_heard(server: Server) -> None:
+    with people(server, 2) as (speaker, listener):
+        speaker.sock.sendall(b"one\ntwo")
+        speaker.sock.shutdown(socket.SHUT_WR)
+        assert [listener.hears() for _ in range(3)] == [
+            f"{speaker.name} says: one",
+            f"{speaker.name} says: two",
+            f"{speaker.name} has left",
+        ]
+
+
 def test_a_line_without_end_is_cut(server: Server) -> None:
     with people(server, 2) as (speaker, listener):
         speaker.sock.sendall(b"x" * 100_000 + b"\n")

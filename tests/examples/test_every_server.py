@@ -114,6 +114,34 @@ def test_a_silent_client_does_not_hinder_the_end(every_server: tuple[str, ...]) 
         assert status == 0
 
 
+def test_a_port_that_does_not_exist_is_told(every_server: tuple[str, ...]) -> None:
+    """Before that line Python may warn of the socket that socket.create_server() has left to the collector."""
+    complaints = output_of_failure(*every_server, "--port", "70000")
+    assert complaints.splitlines()[-1].startswith("cannot serve: ")
+    assert "Traceback" not in complaints
+
+
+@pytest.mark.parametrize("value", ["-1", "inf", "nan", "soon"])
+@pytest.mark.parametrize(
+    ("server", "option"),
+    [
+        ("examples.push_server", "--interval"),
+        ("examples.push_server", "--patience"),
+        ("examples.chat_server", "--patience"),
+        ("examples.http_server", "--idle"),
+        ("examples.tls_echo", "--patience"),
+        ("examples.multicore", "--workers"),
+    ],
+)
+def test_a_wrong_option_is_told_before_it_serves(server: str, option: str, value: str) -> None:
+    if server == "examples.http_server":
+        pytest.importorskip("h11")
+    needed = ("--cert", "none.pem") if server == "examples.tls_echo" else ()
+    complaints = output_of_failure(server, *needed, option, value)
+    assert option in complaints.splitlines()[-1]
+    assert "Traceback" not in complaints
+
+
 def test_a_port_that_is_taken_is_told_in_one_line(every_server: tuple[str, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         complaints = output_of_failure(*every_server, "--port", str(taken.getsockname()[1]))
