@@ -36,8 +36,18 @@ UNDER_WAY = Exception("the request is under way")  # the `error` of a request th
 class OpResult:
     """One finished request. Every submitted request yields exactly one.
 
-    The same object is the request while it is under way: the attributes with a leading underscore belong to
-    the core and the backend until then, and mean nothing to a caller.
+    operation   READ, WRITE, ACCEPT, CONNECT or SHUTDOWN
+    conn        the object that was submitted, the very same
+    context     what was passed as such
+    buffer      READ: the caller's buffer, or a view of what arrived (see `is_swap_buffer`), None where nothing did.
+                WRITE: what was passed. Else None
+    size        bytes that moved, also when there is an error
+    error       None: done. `EOFError`: the peer has ended the stream. `DeadlineError`, `ConnClosedError`,
+                `WatcherClosedError`: it was cut off. Else the `OSError` of the kernel
+
+    It belongs to the caller, with the buffer, from the moment `wait_io()` returns it. The same object is the request
+    while it is under way: the attributes with a leading underscore belong to the core and the backend until then, and
+    mean nothing to a caller.
     """
 
     __slots__ = (
@@ -79,7 +89,10 @@ class OpResult:
 
     @property
     def accepted(self) -> Any:
-        """Of an ACCEPT that succeeded: the new connection, a plain socket that is not delegated. Else None."""
+        """Of an ACCEPT that succeeded: the new connection, a plain socket that is not delegated. Else None.
+
+        The same object each time. It is closed with the result if nobody has looked at it.
+        """
         return None
 
     def __repr__(self) -> str:

@@ -22,7 +22,10 @@ Writable = Buffer | Sequence[Buffer]  # a sequence is one vectored write
 
 
 class HasFileno(Protocol):
-    """A connected, pollable, weak-referenceable object: `socket.socket` first of all; also pipes, ttys, eventfds."""
+    """A pollable, weak-referenceable object: `socket.socket` first of all; also pipes, terminals, eventfds.
+
+    Connected, but for what `accept()` and `connect()` take.
+    """
 
     def fileno(self) -> int: ...
     def close(self) -> object: ...

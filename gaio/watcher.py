@@ -76,10 +76,11 @@ class Watcher:
     reads share grows (docs/tuning.md). `backend` names the kernel interface; None means the environment variable
     `GAIO_BACKEND`, or else "auto", the best one that works here.
 
-    Raises `ValueError` for a `swap_size` below 1 or an unknown backend, `BackendUnavailableError` when the backend
-    that was asked for cannot run here (there is no falling back), and `OSError` when the kernel has no descriptors
-    left. A watcher that is dropped without `close()` is closed when it is collected, at the latest when the
-    interpreter exits.
+    Raises `TypeError` or `ValueError` for a `swap_size` that is no number of bytes from 1 to 2,147,479,552 (what one
+    read(2) moves at most), `ValueError` for an unknown backend, `BackendUnavailableError` when the backend that was
+    asked for cannot run here (there is no falling back), `OSError` when the kernel has no descriptors left, and
+    `RuntimeError` when no thread can be started. A watcher that is dropped without `close()` is closed when it is
+    collected, at the latest when the interpreter exits.
     """
 
     __slots__ = ("_loop", "_inbox", "_connections", "_tokens", "_forget", "__weakref__")
@@ -119,8 +120,9 @@ class Watcher:
         order they were submitted. `timeout` is in seconds; when it passes first, the result's error is a
         `DeadlineError`. `context` is handed back unchanged. Any thread may call this; it does not block.
 
-        Raises `UnsupportedConnError`, `WatcherClosedError`, `EmptyBufferError`, `TypeError` or `BufferError` for
-        wrong arguments, and `OSError` when delegation fails (EMFILE). Nothing is submitted then. Everything
+        Raises `UnsupportedConnError`, `WatcherClosedError`, `EmptyBufferError`, `TypeError`, `BufferError` or (a
+        timeout below 0 or without end) `ValueError` for wrong arguments, and `OSError` when delegation fails (EMFILE).
+        Nothing is submitted then. Everything
         else, the end of the stream (`EOFError`) included, arrives as `OpResult.error`.
         """
         connection = self._connections.get(id(conn))
@@ -174,8 +176,9 @@ class Watcher:
     ) -> None:
         """Write all of `buf`: bytes, any contiguous buffer, or a sequence of them as one vectored write.
 
-        A buffer of up to 4 KiB, and a memoryview of the swap arena, is copied at once; `bytes` are shared; a larger
-        mutable buffer belongs to the watcher until the result is delivered, and must not be changed meanwhile.
+        A buffer of up to 4 KiB, a sequence of up to 64 KiB in all, and a memoryview of the swap arena are copied at
+        once; `bytes` are shared; a larger mutable buffer belongs to the watcher until the result is delivered, and must
+        not be changed meanwhile.
         Writes of one connection complete in the order they were submitted, each when all its bytes are in the
         kernel's send buffer. On an error `size` tells how many bytes had gone out.
 
@@ -215,10 +218,12 @@ class Watcher:
     def accept(self, listener: HasFileno, *, context: Any = None, timeout: float | None = None) -> None:
         """Take the next connection from a listening socket, which the first request delegates.
 
-        The result's `accepted` is a plain, blocking `socket.socket` that is not delegated: set its options, shake
-        hands, and submit it when it is ready. Accepts of one listener complete in order. When the process has no
-        descriptors left (EMFILE), the error arrives after a tenth of a second, so that a loop that accepts
-        again and again does not spin, and the connection stays in the backlog.
+        The result's `accepted` is a plain `socket.socket` that is not delegated, with the timeout that every new socket
+        has (`socket.setdefaulttimeout()`, none by default): set its options, shake hands, and submit it when it is
+        ready. It is yours to close; a result that is dropped without `accepted` being looked at closes it. Accepts of
+        one listener complete in order. When the process has no descriptors left (EMFILE), the error arrives after a
+        tenth of a second, so that a loop that accepts again and again does not spin, and the connection stays in the
+        backlog.
 
         `context`, `timeout`, threads and errors as in `read()`.
         """
@@ -268,17 +273,22 @@ class Watcher:
     def shutdown(self, conn: HasFileno, *, context: Any = None) -> None:
         """End the outgoing direction when every write before is done: the peer reads to the end and then sees it.
 
-        Reads go on. Writes submitted later fail with EPIPE. See shutdown(2), SHUT_WR. Errors as in `read()`.
+        Reads go on. Writes submitted later fail with EPIPE. See shutdown(2), SHUT_WR. There is no timeout: that of the
+        writes before is enough. `context`, threads and errors as in `read()`; what is no socket raises
+        `UnsupportedConnError`.
         """
         connection = self._connection(conn, SHUTDOWN)
         queue = connection.writes or self._open_writes(connection)
         self._submit(OpResult(), SHUTDOWN, conn, queue, None, None, 0, context, None)
 
     def detach(self, conn: HasFileno) -> socket.socket:
-        """Take a connection back from the watcher: returns a fresh, blocking socket for it, with no byte lost.
+        """Take a connection back from the watcher: returns a fresh socket for it, with no byte lost.
 
-        Any thread. Raises `RuntimeError` while requests of it are pending (wait for them, or `free()` it), and
-        `UnsupportedConnError` when it is no socket or was never delegated here.
+        It has the timeout that every new socket has, as that of `accept()`. Any thread; where another one is in
+        `wait_io()`, it waits for that one's turn to end. Raises `RuntimeError` while requests of it are pending (wait
+        for them, or `free()` it) and from within another call of this thread, as a signal handler may be;
+        `UnsupportedConnError` when it is no socket, was never delegated here or has been freed; `WatcherClosedError`
+        when the watcher is closed meanwhile.
         """
         connection = self._known(conn)
         if connection is None:
@@ -291,7 +301,8 @@ class Watcher:
         """Give the connection up: requests still pending complete with `ConnClosedError`, then it is closed.
 
         An object that was never delegated is simply closed; one that was freed before is left alone. Any thread.
-        Raises `UnsupportedConnError` for what is no connection at all.
+        It does not wait for that, and is safe in a signal handler. Raises `UnsupportedConnError` for what is no
+        connection at all.
         """
         connection = self._known(conn)
         if connection is None:
@@ -449,8 +460,10 @@ class Watcher:
         the watcher's work. Swap buffers of the batch before become invalid; under `python -X dev` they are released, so
         that use raises `ValueError`. Only one thread may be the consumer.
 
-        An exception that comes out of here, KeyboardInterrupt first of all, loses nothing: the next call goes on.
-        After `close()` it returns what is left, and then raises `WatcherClosedError`.
+        An exception that comes out of here, KeyboardInterrupt first of all, loses nothing: the next call goes on. After
+        `close()` it returns what is left, and then raises `WatcherClosedError`. Raises `TypeError` or `ValueError` for
+        what is no timeout, `RuntimeError` from within another call of this thread, and the `OSError` of a kernel that
+        refuses to wait (epoll_wait(2), kevent(2), io_uring_enter(2)).
         """
         loop = self._loop
         if timeout is not None:
@@ -469,7 +482,11 @@ class Watcher:
             raise
 
     def __iter__(self) -> Iterator[OpResult]:
-        """Yield results one by one until the watcher is closed and all have been delivered."""
+        """Yield results one by one until the watcher is closed and all have been delivered.
+
+        They are those of one `wait_io()` after another, in the one thread that is the consumer. Who leaves the loop
+        early leaves behind what else was in that batch: to stop in between and go on later, call `wait_io()`.
+        """
         while True:
             try:
                 batch = self.wait_io()
@@ -510,7 +527,8 @@ class Watcher:
         readable. From the first call on, that loop is the consumer: the watcher thread does no I/O any more, and only
         sees to it that deadlines make the descriptor readable. Do not read from it, nor close it.
 
-        Raises `WatcherClosedError` when the watcher is closed.
+        Raises `WatcherClosedError` when the watcher is closed, and `RuntimeError` from within another call of this
+        thread.
         """
         loop = self._loop
         backend = loop.backend  # first: when it is that of a closed loop, `closing` says so
@@ -530,7 +548,9 @@ class Watcher:
         return self._loop.backend_name
 
     def stats(self) -> Stats:
-        """Counters, for monitoring. Any thread. Takes time in proportion to the number of connections."""
+        """Counters, for monitoring. Any thread, also after `close()`. Takes time in proportion to the connections and
+        what is pending.
+        """
         from gaio.types import Stats
 
         loop = self._loop
@@ -555,7 +575,8 @@ class Watcher:
     def set_affinity(self, cpu: int) -> None:
         """Bind the watcher thread to one CPU. A consumer binds itself, with `os.sched_setaffinity(0, {cpu})`.
 
-        Raises `InvalidCPUError` for a CPU this process may not use, `OSError` where the system cannot do it.
+        Any thread. Raises `InvalidCPUError` for a CPU this process may not use, `WatcherClosedError` when the watcher
+        is closed, `OSError` where the system cannot do it.
         """
         if not _is_int(cpu):
             raise InvalidCPUError(f"cpu must be the number of a CPU, not {cpu!r}")
