@@ -35,6 +35,7 @@ def report(seconds: float) -> dict[str, Any]:
         "chosen": None,
         "why": "",
         "echo": None,
+        "failure": None,
     }
     try:
         with gaio.Watcher() as watcher:
@@ -46,7 +47,7 @@ def report(seconds: float) -> dict[str, Any]:
     try:
         facts["echo"] = echo(seconds)
     except (OSError, EOFError, RuntimeError) as error:
-        facts["why"] = f"the echo failed: {error}"
+        facts["failure"] = str(error) or type(error).__name__
     return facts
 
 
@@ -117,8 +118,10 @@ def as_text(facts: dict[str, Any]) -> str:
             for backend in facts["backends"]
         ),
         "",
-        f"used: {facts['chosen'] or 'none'}, because {facts['why']}" if facts["chosen"] else f"none: {facts['why']}",
+        f"used: {facts['chosen']}, because {facts['why']}" if facts["chosen"] else f"none: {facts['why']}",
     ]
+    if facts["failure"] is not None:
+        lines.append(f"the echo failed: {facts['failure']}")
     figures = facts["echo"]
     if figures is not None:
         lines.append(

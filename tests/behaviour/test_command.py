@@ -90,6 +90,24 @@ def test_nothing_that_works() -> None:
     assert "Too many open files" in facts["why"]
 
 
+def test_an_echo_that_fails() -> None:
+    """It takes more descriptors than there are: that is told beside what was chosen and why."""
+    code = """
+    import resource, sys
+    import gaio.__main__
+    gaio.__main__.CONNECTIONS = 100
+    resource.setrlimit(resource.RLIMIT_NOFILE, (50, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    sys.exit(gaio.__main__.main())
+    """
+    done = child.run(code)
+    assert done.returncode == 1
+    *_, used, failure = done.stdout.splitlines()
+    assert used.startswith("used: ")
+    assert "because auto takes the first that works" in used
+    assert failure.startswith("the echo failed: ")
+    assert "Too many open files" in failure
+
+
 def test_the_command_itself() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "gaio", "--help"], capture_output=True, text=True, timeout=30, check=True
