@@ -210,7 +210,7 @@ def write(results: Results, folder: Path) -> None:
     except ImportError:
         results.left_out["plots"] = "pip install matplotlib"
         print("left out: plots: pip install matplotlib")
-    (folder / "results.md").write_text(report.page(results, "", pictures))
+    (folder / "results.md").write_text(report.page(results, pictures))
     for name in ("results.json", "results.md", *(f"{picture}.png" for picture in pictures)):
         print(f"written: {folder / name}")
 

@@ -54,7 +54,7 @@ PREFACE = (
 )
 
 
-def page(results: Results, figures_folder: str, plots: Iterable[str]) -> str:
+def page(results: Results, plots: Iterable[str]) -> str:
     found = summaries(results.samples)
     parts = [
         "# gaio beside its peers",
@@ -66,7 +66,7 @@ def page(results: Results, figures_folder: str, plots: Iterable[str]) -> str:
         "## Targets",
         _targets(found),
     ]
-    parts += [f"![{name}]({figures_folder}{name}.svg)" for name in plots]
+    parts += [f"![{name}]({name}.svg)" for name in plots]
     parts.append("## Figures")
     for point, summary in found.items():
         parts += [f"### {point.title}", _point_table(point, summary)]

@@ -37,11 +37,6 @@ class Figure:
     least: float
     most: float
 
-    @property
-    def spread(self) -> float:
-        """Distance between the extremes as a share of the median: how far to trust the figure."""
-        return (self.most - self.least) / self.median if self.median else 0.0
-
 
 Summary = dict[str, dict[str, Figure]]  # contender -> name of the figure -> its values
 
