@@ -5,7 +5,8 @@
                               next of that queue <-- finish <-- backend.wait --> outbox --> wait_io()
 
 States, and who may change them
-    watch       the lock of everything here but `inbox`. One thread has it at a time: the consumer inside wait_io(),
+    watch       the lock of everything but `inbox`, what follows here with a rule of its own, and the few attributes
+                that Loop.__init__() says are shared. One thread has it at a time: the consumer inside wait_io(),
                 else the watcher thread. It is an RLock, so that a thread can tell, and give up, what it holds after
                 an exception has hit it between any two bytecodes.
     inbox       any thread appends; the holder copies and then deletes. Protected by the list's own lock (the GIL,

@@ -56,9 +56,10 @@ _MADE_AGAIN = (0, errno.EAGAIN, errno.EINTR, errno.ENOBUFS)  # errors that say n
 _ENOBUFS = -errno.ENOBUFS
 ENOBUFS_PAUSE = 0.010  # seconds until a write that met ENOBUFS is tried again
 
-# A peer that has gone must not kill the process: SIGPIPE is suppressed per call, whatever the
-# application has done with the signal. MSG_DONTWAIT leaves the mode of the socket as the caller set it, which
-# matters because a duplicate of the descriptor shares it.
+# A peer that has gone must not kill the process: SIGPIPE is suppressed per call, whatever the application has done with
+# the signal. write(2) to a pipe has no such flag; there it matters that Python ignores SIGPIPE from the start.
+# MSG_DONTWAIT leaves the mode of the socket as the caller set it, which matters because a duplicate of the descriptor
+# shares it.
 _RECV_FLAGS = socket.MSG_DONTWAIT
 _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
