@@ -113,6 +113,10 @@ def _check(result: Any, function: Any, _arguments: tuple[Any, ...]) -> Any:
 
 def checked(name: str, library: Library = LIBC) -> Callable[..., int]:
     """A call that sets things up: fully typed, raises OSError; AttributeError where libc has no such function."""
+    return _leaving_errno(_typed(name, library))
+
+
+def _typed(name: str, library: Library) -> Any:
     function = library.keeping_gil[name]
     function.argtypes = _SETUP[name]
     function.restype = _long if name == "syscall" else _int
@@ -120,13 +124,29 @@ def checked(name: str, library: Library = LIBC) -> Callable[..., int]:
     return function
 
 
+def _leaving_errno(function: Callable[..., int]) -> Callable[..., int]:
+    """It raises what went wrong and leaves errno alone: a signal handler may submit, and so delegate, in the very
+    moment between a hot call of the thread that it has interrupted and the look at that call's errno.
+    """
+
+    def call(*arguments: object) -> int:
+        before = ctypes.get_errno()
+        try:
+            return function(*arguments)
+        finally:
+            ctypes.set_errno(before)
+
+    return call
+
+
 def system_call(number: int, name: str) -> Callable[..., int]:
     """A system call that sets things up, by its number; raises OSError with its name."""
-    function: Any = checked("syscall")
+    function = _typed("syscall", LIBC)
     function.__name__ = name
+    checked_call = _leaving_errno(function)
 
     def call(*arguments: int) -> int:
-        return int(function(number, *arguments, *(0,) * (6 - len(arguments))))
+        return int(checked_call(number, *arguments, *(0,) * (6 - len(arguments))))
 
     return call
 
@@ -168,7 +188,11 @@ def close_all(fds: list[int]) -> None:
     Taking a number off the list and closing it happens in C, in one step: close(2) done twice could hit a stranger
     who was given the number in between. It is never repeated for EINTR either: Linux has closed it by then.
     """
-    deque(map(os.close, map(fds.pop, repeat(-1, len(fds)))), 0)
+    while fds:
+        try:
+            deque(map(os.close, map(fds.pop, repeat(-1, len(fds)))), 0)
+        except ConnectionResetError:
+            pass  # close(2) of FreeBSD: the peer has gone before all was sent. The descriptor is closed all the same
 
 
 # An object that closes the descriptor when the last reference to it goes. It does so in C and without a word, as

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import socket
 import sys
@@ -212,3 +213,24 @@ def test_what_was_cut_off_is_not_kept_until_its_deadline(make_watcher: MakeWatch
     del context, results, contexts
     gc.collect()
     assert [context() for context in there] == [None] * 3
+
+
+def test_a_close_that_tells_of_the_peer(
+    watcher: AccountedWatcher, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FreeBSD: close(2) closes, and says ECONNRESET where the peer has gone first."""
+    close = os.close
+
+    def as_on_freebsd(fd: int) -> None:
+        close(fd)
+        raise ConnectionResetError
+
+    ends = [pairs.unix() for _ in range(3)]
+    reads = [watcher.read(conn) for conn, _ in ends]
+    assert watcher.wait(0) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", as_on_freebsd)
+        for conn, _ in ends:
+            watcher.free(conn)
+        watcher.finish(*reads)
+        assert [peer.recv(1) for _, peer in ends] == [b""] * 3
