@@ -133,8 +133,11 @@ class ReadinessBackend(ABC):
         for request in requests:
             queue = request._queue
             if not queue.ready:
-                queue.waiting = request
-            elif queue.outbound:
+                if request._memory is not None or not queue.outbound:
+                    queue.waiting = request
+                    continue
+                queue.ready = READY  # shutdown(2) needs no room, nor does a write after it, to fail
+            if queue.outbound:
                 if type(request._memory) is not bytes or request._offset or queue.descriptor.kind == FILE:
                     self._try_write(request, queue)
                     continue
@@ -154,8 +157,10 @@ class ReadinessBackend(ABC):
                 completed.append(request)
                 returned.clear()
                 self._attempted = None
-            else:
+            elif queue.ready == READY or not _is_connecting(queue.descriptor):
                 self._try_read(request, queue)
+            else:
+                queue.waiting = request  # why the connection cannot be made is not for a read to hear: see readable()
 
     def cancel(self, request: Any) -> None:
         queue = request._queue
@@ -165,12 +170,12 @@ class ReadinessBackend(ABC):
         queue.ready = queue.ready or READY
         if queue.outbound:
             self._try_write(request, queue)
-        else:
+        elif not _is_connecting(queue.descriptor):
             self._try_read(request, queue)
         if queue.waiting is request:
             self._bring_back(request, queue, _ECANCELED)
-            if queue.outbound:
-                queue.ready = READY  # a shutdown(2) that follows needs no room: it must not wait for an edge
+        if queue.outbound:
+            queue.ready = READY  # what follows may need no room, as another connect(2): it must not wait for an edge
 
     def settle(self) -> list[Any]:
         request: Any = self._attempted
@@ -208,18 +213,17 @@ class ReadinessBackend(ABC):
         queue: Queue = descriptor.reads
         if for_good:
             queue.ready = READY_FOR_GOOD
-            writes = descriptor.writes
-            if writes is not None and writes.waiting is not None and type(writes.waiting._memory) is SocketAddress:
+            if _is_connecting(descriptor):
                 self.writable(descriptor)  # why a connection cannot be made is told once, and not for a read to hear
         elif not queue.ready:
             queue.ready = READY
-        if queue.waiting is not None:
+        if queue.waiting is not None and not (for_good and _is_connecting(descriptor)):
             self._try_read(queue.waiting, queue)
 
     def failed(self, descriptor: Descriptor, error: int) -> None:
         """The edge came with an error of the socket, which a call may not find any more: this was the telling."""
-        writes = descriptor.writes
-        if writes is not None and writes.waiting is not None and type(writes.waiting._memory) is SocketAddress:
+        if _is_connecting(descriptor):
+            writes = descriptor.writes
             writes.ready = error  # the connection that is being made has failed
             self._try_write(writes.waiting, writes)
         else:
@@ -377,7 +381,8 @@ class ReadinessBackend(ABC):
             self._returned.clear()
             self._connect(queue.fd, address.data, len(address.data))
             error = ctypes.get_errno() if self._returned[0] < 0 else 0
-        if error in _IN_PROGRESS:
+        # EALREADY of the first call: another one, which was cut off, is still under way, and to wherever that was.
+        if error in _IN_PROGRESS and (begun or error != errno.EALREADY):
             self._not_moved(request, queue, _EAGAIN)
         else:
             self._bring_back(request, queue, 0 if error == errno.EISCONN else -error)
@@ -433,3 +438,8 @@ class ReadinessBackend(ABC):
             completed.append(request)
         self._returned.clear()
         self._attempted = None
+
+
+def _is_connecting(descriptor: Descriptor) -> bool:
+    writes = descriptor.writes
+    return writes is not None and writes.waiting is not None and type(writes.waiting._memory) is SocketAddress

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import signal
 import socket
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ import pytest
 import gaio
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.peers import Pairs, pattern, receive_exactly, receive_until_eof
-from tests.waiting import LIMIT, Background
+from tests.waiting import LIMIT, Background, wait_until
 
 FAMILIES = {"IPv4": (socket.AF_INET, "127.0.0.1"), "IPv6": (socket.AF_INET6, "::1")}
 needs_abstract = pytest.mark.skipif(
@@ -244,6 +246,61 @@ class TestFailure:
             assert all(isinstance(request.error, gaio.ConnClosedError) for request in requests)
             watcher.close_and_check()
             assert all(isinstance(request.error, gaio.WatcherClosedError) for request in others)
+
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="needs a backlog that drops what it has no room for")
+    def test_another_address_while_the_first_is_under_way(
+        self, watcher: AccountedWatcher, pairs: Pairs, silent: socket.socket
+    ) -> None:
+        """The kernel goes on with the first one, and may reach it: that is no success of the second."""
+        silent.listen()
+        with crowded(pairs) as address, socket.socket() as conn:
+            first = watcher.connect(conn, address, timeout=0.05)
+            watcher.finish(first)
+            assert isinstance(first.error, gaio.DeadlineError)
+            second = watcher.connect(conn, silent.getsockname(), timeout=5)
+            watcher.finish(second)
+            assert isinstance(second.error, OSError)
+            assert second.error.errno == errno.EALREADY
+            watcher.free(conn)
+
+    def test_it_is_told_and_not_a_read_that_waits_behind_it(
+        self, watcher: AccountedWatcher, silent: socket.socket
+    ) -> None:
+        """The consumer hears of the socket before it hears of the requests, since it waits in the kernel."""
+        for _ in range(10):
+            with socket.socket() as conn:
+                waiting = Background(lambda: watcher.wait(30))
+                wait_until(lambda: watcher.watcher._loop.sleeping, "the consumer to sleep in the kernel")
+                connect = watcher.connect(conn, silent.getsockname())
+                with contextlib.suppress(gaio.UnsupportedConnError):  # it may have failed so soon
+                    watcher.read(conn)
+                waiting.result()
+                watcher.finish_all()
+                assert isinstance(connect.error, ConnectionRefusedError)
+                watcher.free(conn)
+
+
+def test_a_signal_handler_connects_while_the_consumer_waits(
+    watcher: AccountedWatcher, pairs: Pairs, silent: socket.socket
+) -> None:
+    """It finds that its socket has no peer yet, which is no error of the wait that the signal has interrupted."""
+    silent.listen()
+    connects = []
+    with socket.socket() as conn:
+
+        def connect_now(number: int, frame: FrameType | None) -> None:
+            connects.append(watcher.connect(conn, silent.getsockname()))
+
+        before = signal.signal(signal.SIGALRM, connect_now)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            assert watcher.wait(30) == connects
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert connects[0].error is None
+        check_both_ways(watcher, conn, accept(silent, pairs))
 
 
 @contextlib.contextmanager

@@ -28,6 +28,18 @@ def test_the_peer_reads_everything_and_then_the_end(
     assert receiving.result() == payload
 
 
+def test_it_needs_no_room(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """A write was cut off because the peer does not read; the end of it all must not wait for the peer, too."""
+    conn, peer = pairs.tcp()
+    cut_off, end = watcher.write(conn, pattern(16 << 20), timeout=0), watcher.shutdown(conn)
+    late = watcher.write(conn, b"?")
+    watcher.finish(cut_off, end, late)
+    assert isinstance(cut_off.error, gaio.DeadlineError)
+    assert end.error is None
+    assert isinstance(late.error, BrokenPipeError)
+    assert receive_until_eof(peer) == pattern(16 << 20)[: cut_off.size]
+
+
 def test_reading_goes_on(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """With a read that was pending, and with one submitted afterwards."""
     conn, peer = pairs.tcp()
