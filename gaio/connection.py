@@ -121,12 +121,12 @@ def kind_of(fd: int) -> int:
     if _sockets.option(fd, socket.SO_ACCEPTCONN):
         return LISTENER
     type_of_socket = _sockets.option(fd, socket.SO_TYPE)
-    if type_of_socket == socket.SOCK_DGRAM:
-        return DATAGRAM
     if type_of_socket == socket.SOCK_SEQPACKET:
         return SEQPACKET
+    if type_of_socket != socket.SOCK_STREAM:
+        return DATAGRAM  # SOCK_DGRAM, SOCK_RAW, SOCK_RDM: socket(2)
     family, _ = _sockets.family_and_port(fd)
-    if type_of_socket != socket.SOCK_STREAM or family not in (socket.AF_INET, socket.AF_INET6):
+    if family not in (socket.AF_INET, socket.AF_INET6):
         return SOCKET
     return STREAM
 

@@ -193,6 +193,20 @@ def read_all(file: IO[bytes]) -> bytes:
     return b"".join(parts)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="netlink(7)")
+def test_raw_messages_are_not_cut(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """The second finds room for a part of it behind the first; it must have room for all of it."""
+    conn, peer = (socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_USERSOCK) for _ in range(2))
+    pairs.also_close(conn, peer)
+    conn.bind((0, 0))
+    address = conn.getsockname()
+    for size in (60_000, 30_000):
+        peer.sendto(pattern(size), address)
+    reads = [watcher.read(conn) for _ in range(2)]
+    watcher.finish(*reads)
+    assert [read.data for read in reads] == [pattern(60_000), pattern(30_000)]
+
+
 def test_a_terminal(watcher: AccountedWatcher, pairs: Pairs) -> None:
     master, slave = os.openpty()
     tty.setraw(slave)
