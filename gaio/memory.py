@@ -20,6 +20,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from gaio.errors import EmptyBufferError
+from gaio.platform._libc import IOV_MAX
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -222,22 +223,22 @@ def pin_for_read(buffer: Any) -> tuple[Pinned, int]:
 
 
 def memory_for_write(
-    buffer: Any, lent: Sequence[object] = (), copies: Copies | None = None
+    buffer: Any, lent: Sequence[object] = (), copies: Copies | None = None, one_message: bool = False
 ) -> tuple[bytes | Pinned | PinnedReadOnly | Copy | Vector, int]:
     """What the kernel shall write for `buffer` (one buffer, or a sequence of them), and its length in bytes.
 
     Views of the storage in `lent` are copied, by `copies` if given, because that storage will be written again
-    before the write is done.
+    before the write is done. With `one_message` a sequence is for one call of sendmsg(2), whatever its length.
     `TypeError` when it is no buffer, `BufferError` when it is not contiguous, `EmptyBufferError` when there
     are no bytes in it.
     """
     if isinstance(buffer, (list, tuple)):
-        return _gather(buffer, lent)
+        return _gather(buffer, lent, one_message)
     try:
         view = buffer if type(buffer) is memoryview and buffer.c_contiguous else _byte_view(buffer, "write")
     except TypeError:
         if isinstance(buffer, Sequence) and not isinstance(buffer, str):  # a deque, say; buffers may be sequences, too
-            return _gather(buffer, lent)
+            return _gather(buffer, lent, one_message)
         raise
     length = view.nbytes
     if not length:
@@ -250,12 +251,12 @@ def memory_for_write(
     return (PinnedReadOnly(view) if view.readonly else Pinned.from_buffer(view)), length
 
 
-def _gather(parts: Sequence[Any], lent: Sequence[object]) -> tuple[bytes | Vector, int]:
+def _gather(parts: Sequence[Any], lent: Sequence[object], one_message: bool) -> tuple[bytes | Vector, int]:
     views = [view for view in (_byte_view(part, "write") for part in parts) if view.nbytes]
     length = sum(view.nbytes for view in views)
     if not length:
         raise EmptyBufferError("there is nothing to write: pass at least one byte")
-    if length <= JOIN_LIMIT:
+    if length <= JOIN_LIMIT or (one_message and len(views) > IOV_MAX):
         return b"".join(views), length
     return Vector([memoryview(view.tobytes()) if _shows(view, lent) else view for view in views]), length
 

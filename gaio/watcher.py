@@ -36,7 +36,7 @@ from gaio.errors import (
 )
 from gaio.loop import DevelopmentLoop, Loop, Release
 from gaio.memory import COPY_LIMIT, SocketAddress, memory_for_write, pin_for_read
-from gaio.platform import FILE, _libc, _sockaddr, _sockets
+from gaio.platform import DATAGRAM, FILE, SEQPACKET, _libc, _sockaddr, _sockets
 from gaio.platform._affinity import set_thread_affinity
 from gaio.platform._libc import MAX_RW_COUNT
 from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, UNDER_WAY, WRITE, AcceptResult, Operation, OpResult
@@ -199,7 +199,8 @@ class Watcher:
             request._length = request._goal = length
         else:
             loop = self._loop
-            request._memory, length = memory_for_write(buf, loop.backend.swap_storage, loop.copies)
+            one_message = connection.kind in (DATAGRAM, SEQPACKET)
+            request._memory, length = memory_for_write(buf, loop.backend.swap_storage, loop.copies, one_message)
             request._length = request._goal = length
         request.operation = WRITE
         request.conn = conn

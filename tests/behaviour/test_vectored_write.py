@@ -102,6 +102,15 @@ def test_a_sequence_may_change_once_it_was_submitted(watcher: AccountedWatcher, 
     assert receiving.result()[MIB:] == b"as submitted"
 
 
+def test_one_record_for_more_parts_than_one_call_takes(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    conn, peer = pairs.unix(socket.SOCK_SEQPACKET)
+    parts = [pattern(40, seed) for seed in range(2000)]
+    write = watcher.write(conn, parts)
+    watcher.finish(write)
+    assert write.size == 80_000
+    assert peer.recv(100_000) == b"".join(parts)
+
+
 def test_one_datagram_for_one_vectored_write(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, peer = pairs.unix(socket.SOCK_DGRAM)
     watcher.finish(watcher.write(conn, [b"head", b"", b"body"]))
