@@ -673,7 +673,7 @@ class Loop:
             if request in self.resting:
                 self.cut_off(request, request.error)
             else:
-                self.cut_off(request, DeadlineError(f"timed out after {request.size} bytes"))
+                self.cut_off(request, DeadlineError("timed out; `size` tells how many bytes had moved"))
             if request._deadline is not None:
                 deadlines.call_off(request._deadline)
         when = deadlines.earliest()
