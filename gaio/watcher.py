@@ -238,8 +238,10 @@ class Watcher:
         """Connect a socket that is not connected yet: `(host, port)` for IPv4 and IPv6, a path for Unix sockets.
 
         The host must be an IP address, because looking a name up would block. Requests submitted meanwhile wait
-        for it. Refused, unreachable, timed out: the error is in the result, and the socket may be connected again,
-        though some systems want a fresh one.
+        for it. Refused or unreachable: the error is in the result, and the socket may be connected again, though some
+        systems want a fresh one. After a deadline the kernel goes on all the same, so that another attempt fails with
+        EALREADY: take a fresh socket. Where the backlog of a Unix socket is full, io_uring waits for room and the other
+        backends fail with EAGAIN, connect(2).
 
         Raises `UnsupportedConnError` when it is connected or connecting already, `TypeError` or `ValueError` for what
         is no address of its family; otherwise as `read()`.
@@ -289,7 +291,7 @@ class Watcher:
         `wait_io()`, it waits for that one's turn to end. Raises `RuntimeError` while requests of it are pending (wait
         for them, or `free()` it) and from within another call of this thread, as a signal handler may be;
         `UnsupportedConnError` when it is no socket, was never delegated here or has been freed; `WatcherClosedError`
-        when the watcher is closed meanwhile.
+        when the watcher is closed meanwhile. A KeyboardInterrupt that comes out of it may have cost the connection.
         """
         connection = self._known(conn)
         if connection is None:

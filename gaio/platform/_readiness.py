@@ -381,11 +381,12 @@ class ReadinessBackend(ABC):
             self._returned.clear()
             self._connect(queue.fd, address.data, len(address.data))
             error = ctypes.get_errno() if self._returned[0] < 0 else 0
-        # EALREADY of the first call: another one, which was cut off, is still under way, and to wherever that was.
+        # EALREADY or EISCONN of the first call: another one, which was cut off, goes on or has succeeded meanwhile, and
+        # to wherever that was.
         if error in _IN_PROGRESS and (begun or error != errno.EALREADY):
             self._not_moved(request, queue, _EAGAIN)
         else:
-            self._bring_back(request, queue, 0 if error == errno.EISCONN else -error)
+            self._bring_back(request, queue, 0 if error == errno.EISCONN and begun else -error)
 
     def _conclude(self, request: Any, queue: Any) -> None:
         moved = self._returned[0]
