@@ -167,10 +167,11 @@ class ReadinessBackend(ABC):
         if queue.waiting is not request:
             return  # it has come back already
         # What is there already counts as arrived in time: look once more before giving up.
-        queue.ready = queue.ready or READY
         if queue.outbound:
+            queue.ready = queue.ready or READY
             self._try_write(request, queue)
         elif not _is_connecting(queue.descriptor):
+            queue.ready = queue.ready or READY
             self._try_read(request, queue)
         if queue.waiting is request:
             self._bring_back(request, queue, _ECANCELED)
