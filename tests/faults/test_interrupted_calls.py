@@ -96,18 +96,6 @@ def test_every_other_call_is_interrupted(libc: FaultyLibc, make_watcher: MakeWat
     assert libc.struck > 10
 
 
-@pytest.mark.parametrize("backend", READINESS, indirect=True)
-def test_a_connect_finds_its_socket_connected(libc: FaultyLibc, make_watcher: MakeWatcher) -> None:
-    """By one that was cut off before, and to wherever that was: no success of this one."""
-    watcher = make_watcher()
-    libc.fail("connect", errno.EISCONN)
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as conn:
-        connect = watcher.connect(conn, listener.getsockname())
-        watcher.finish(connect)
-        assert isinstance(connect.error, OSError)
-        assert connect.error.errno == errno.EISCONN
-
-
 @pytest.mark.scenario(1, on="epoll, kqueue")
 @pytest.mark.parametrize("backend", READINESS, indirect=True)
 def test_connect_and_accept_are_interrupted(libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs) -> None:
