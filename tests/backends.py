@@ -75,3 +75,8 @@ def under_test() -> list[str]:
         return [CHOSEN]
     must = required()
     return [name for name in known() if name in must or offered()[name].available or is_simulated(name)]
+
+
+def telling_readiness() -> list[str]:
+    """Those of them that make the calls which move bytes themselves, so that a fault can be put into such a call."""
+    return [name for name in under_test() if name != "io_uring"]

@@ -22,7 +22,6 @@ from tests.faulty_libc import FaultyLibc
 from tests.peers import Pairs, pattern, receive_exactly, receive_until_eof
 from tests.waiting import LIMIT, Background, wait_until
 
-READINESS = [name for name in backends.under_test() if name != "io_uring"]
 FAMILIES = {"IPv4": (socket.AF_INET, "127.0.0.1"), "IPv6": (socket.AF_INET6, "::1")}
 needs_abstract = pytest.mark.skipif(
     sys.platform != "linux", reason="abstract addresses are of Linux, unix(7)"
@@ -285,7 +284,7 @@ class TestFailure:
 
 
 @pytest.mark.scenario(16, on="epoll, kqueue")
-@pytest.mark.parametrize("backend", READINESS, indirect=True)
+@pytest.mark.parametrize("backend", backends.telling_readiness(), indirect=True)
 def test_it_finds_its_socket_connected(libc: FaultyLibc, make_watcher: MakeWatcher, silent: socket.socket) -> None:
     """By one that was cut off before, and to wherever that was: no success of this one."""
     libc.fail("connect", errno.EISCONN)

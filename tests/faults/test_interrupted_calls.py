@@ -20,7 +20,6 @@ from tests.waiting import Background
 
 pytestmark = pytest.mark.scenario(1)
 
-READINESS = [name for name in backends.under_test() if name != "io_uring"]
 # The simulated kqueue has no wait in libc that could be interrupted.
 WITH_LIBC = [name for name in backends.under_test() if not backends.is_simulated(name)]
 WAITS = {"epoll": "epoll_wait", "kqueue": "kevent", "io_uring": "syscall"}
@@ -71,7 +70,7 @@ def test_a_wait_that_is_interrupted_lasts_no_longer(
 
 
 @pytest.mark.scenario(1, on="epoll, kqueue")
-@pytest.mark.parametrize("backend", READINESS, indirect=True)
+@pytest.mark.parametrize("backend", backends.telling_readiness(), indirect=True)
 def test_every_other_call_is_interrupted(libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs) -> None:
     """Every byte of a megabyte in each direction, through calls half of which move nothing."""
     watcher = make_watcher()
@@ -97,7 +96,7 @@ def test_every_other_call_is_interrupted(libc: FaultyLibc, make_watcher: MakeWat
 
 
 @pytest.mark.scenario(1, on="epoll, kqueue")
-@pytest.mark.parametrize("backend", READINESS, indirect=True)
+@pytest.mark.parametrize("backend", backends.telling_readiness(), indirect=True)
 def test_connect_and_accept_are_interrupted(libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs) -> None:
     """connect(2): an interrupted attempt goes on by itself, and ends as any other that is in progress."""
     watcher = make_watcher().watcher

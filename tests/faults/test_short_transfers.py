@@ -14,11 +14,9 @@ from tests.faulty_libc import FaultyLibc, enters_ring
 from tests.peers import Pairs, pattern, receive_exactly
 from tests.waiting import Background
 
-READINESS = [name for name in backends.under_test() if name != "io_uring"]
-
 
 @pytest.mark.scenario(7, 20, on="epoll, kqueue")
-@pytest.mark.parametrize("backend", READINESS, indirect=True)
+@pytest.mark.parametrize("backend", backends.telling_readiness(), indirect=True)
 @pytest.mark.parametrize("most", [1, 7, 1000])
 def test_send_and_recv_move_a_few_bytes_at_a_time(
     libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs, most: int
@@ -58,7 +56,7 @@ def test_a_write_through_a_tiny_send_buffer(watcher: AccountedWatcher, pairs: Pa
 
 
 @pytest.mark.scenario(18, on="epoll, kqueue")
-@pytest.mark.parametrize("backend", READINESS, indirect=True)
+@pytest.mark.parametrize("backend", backends.telling_readiness(), indirect=True)
 @pytest.mark.parametrize("name", ["send", "sendmsg"])
 def test_a_write_without_memory_for_the_moment(
     libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs, name: str
@@ -77,7 +75,7 @@ def test_a_write_without_memory_for_the_moment(
 
 
 @pytest.mark.scenario(18, on="epoll, kqueue")
-@pytest.mark.parametrize("backend", READINESS, indirect=True)
+@pytest.mark.parametrize("backend", backends.telling_readiness(), indirect=True)
 def test_the_watcher_thread_tries_again_as_well(
     libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs
 ) -> None:
@@ -137,7 +135,7 @@ def test_an_error_of_the_wait_comes_out_and_loses_nothing(
 
 
 @pytest.mark.scenario(4, on="epoll, kqueue")
-@pytest.mark.parametrize("backend", READINESS, indirect=True)
+@pytest.mark.parametrize("backend", backends.telling_readiness(), indirect=True)
 @pytest.mark.parametrize("error", [errno.EPIPE, errno.ECONNRESET, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EIO])
 @pytest.mark.parametrize("name", ["recv", "send"])
 def test_an_error_of_one_connection_is_its_own(
