@@ -34,7 +34,6 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import sys
 import threading
 from time import monotonic
@@ -110,13 +109,16 @@ class Release:
 class HandBack(Release):
     """An item of the inbox: part with this connection without closing it."""
 
-    __slots__ = ("done", "error", "owner")
+    __slots__ = ("done", "error", "owner", "sock")
+
+    connection: Connection
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
         self.done = False
         self.error: Exception | None = None
         self.owner: list[Any] = []  # of the descriptor, once the loop has parted with it
+        self.sock = _libc.blank_socket()  # what is made of it then
 
 
 class Loop:
@@ -129,6 +131,7 @@ class Loop:
         self.listeners: dict[int, Connection] = {}  # the same for listening sockets, which only accept
         self.connecting: set[int] = set()  # tokens of the connections with a connect() under way
         self.descriptors: dict[int, Connection] = {}  # token -> connection, from delegation until it is closed
+        self.parted: dict[int, HandBack] = {}  # id(conn) -> the socket made of it, until detach() returns that
         self.inbox: list[Any] = []
         self.sleeping: list[bool] = AWAKE
         self.wakeups = 0  # counted by whoever wakes, with no lock: two at the same moment may count as one
@@ -254,8 +257,8 @@ class Loop:
         if self.sleeping:
             self.rouse()
 
-    def hand_back(self, connection: Connection) -> socket.socket:
-        """Part with a connection that has nothing pending, and make a socket of it again."""
+    def hand_back(self, connection: Connection) -> None:
+        """Part with a connection that has nothing pending, for detach() to return what is in `parted` then."""
         item = HandBack(connection)
         thread = threading.get_ident()
         if self.is_inside():
@@ -279,9 +282,19 @@ class Loop:
             raise
         if item.error is not None:
             raise item.error
-        if not item.owner:
+        if not item.done:
             raise WatcherClosedError("the watcher was closed meanwhile")
-        return _libc.socket_of(item.owner[0])
+
+    def parted_with(self, conn: object) -> HandBack | None:
+        """What a detach() that was interrupted has left of this connection."""
+        item = self.parted.get(id(conn))
+        return item if item is not None and item.connection.conn() is conn else None
+
+    def drop_parted(self, key: int) -> None:
+        """Close the socket that detach() would have returned, unless another thread takes it first."""
+        item = self.parted.pop(key, None)
+        if item is not None:
+            item.sock.close()
 
     def nest(self) -> None:
         """From now on another event loop is the consumer, and waits on the backend's descriptor."""
@@ -731,7 +744,12 @@ class Loop:
         if type(item) is HandBack:
             self.part_with(item)
             return
-        if connection is None or connection.fd < 0:
+        if connection is None:
+            return
+        if connection.fd < 0:
+            parted = self.parted.get(connection.key)
+            if parted is not None and parted.connection is connection:
+                self.drop_parted(connection.key)  # detach() was interrupted and not called again
             return
         # The number is kept with the connection, so that this can be cut short and done again without counting twice.
         number = self.leaving.setdefault(connection, self.gc_found + 1 if item.forgotten else 0)
@@ -743,10 +761,17 @@ class Loop:
             self.turn_down(queue)
 
     def part_with(self, item: HandBack) -> None:
+        if item.done:
+            return  # this was cut short after its end
         connection: Any = item.connection
+        key = connection.key
         if not item.owner:  # else this was cut short, and goes on
+            parted = self.parted.get(key)
+            if parted is not None and parted.connection is connection:
+                item.done = True  # by an item before, whose detach() was interrupted
+                return
             if connection.overtaken is not None:
-                item.error = UnsupportedConnError("conn has been freed meanwhile")
+                item.error = UnsupportedConnError("conn has been freed or detached meanwhile")
             elif any(queue.head is not None for queue in connection.queues()):
                 item.error = RuntimeError("requests are pending: detach() when their results have come, or free()")
             if item.error is not None:
@@ -759,9 +784,11 @@ class Loop:
             connection.overtaken = ConnClosedError
             for queue in connection.queues():
                 queue.tail = NO_MORE
-        self.table_of(connection).pop(connection.key, None)
+        _libc.take_over(item.sock, item.owner[0])
+        # The finalizer stays: it has the socket closed if detach() was interrupted and is not called again.
+        self.parted[key] = item
+        self.table_of(connection).pop(key, None)
         self.descriptors.pop(connection.token, None)
-        connection.finalizer.detach()
         item.done = True
 
     def dismiss(self) -> None:
@@ -805,6 +832,8 @@ class Loop:
                 self.turn(None)
             self.connections.clear()
             self.listeners.clear()
+            for key in list(self.parted):
+                self.drop_parted(key)
             self.closed = True
         elif self.cut_short:
             self.recover()
@@ -842,6 +871,8 @@ class Loop:
         for connection in self.descriptors.values():
             connection.overtaken = WatcherClosedError
             _libc.close_all([connection.fd] if connection.fd >= 0 else [])
+        for key in list(self.parted):
+            self.drop_parted(key)
         self.connections.clear()
         self.listeners.clear()
         self.descriptors.clear()

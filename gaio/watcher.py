@@ -291,14 +291,36 @@ class Watcher:
         `wait_io()`, it waits for that one's turn to end. Raises `RuntimeError` while requests of it are pending (wait
         for them, or `free()` it) and from within another call of this thread, as a signal handler may be;
         `UnsupportedConnError` when it is no socket, was never delegated here or has been freed; `WatcherClosedError`
-        when the watcher is closed meanwhile. A KeyboardInterrupt that comes out of it may have cost the connection.
+        when the watcher is closed meanwhile. After an exception such as KeyboardInterrupt the connection may be on its
+        way back already: then `detach()` returns it when it is called again, `free()` closes it, and there is nothing
+        else to do with it.
         """
-        connection = self._known(conn)
-        if connection is None:
-            raise UnsupportedConnError(f"conn was never submitted to this watcher, or has been freed: {conn!r}")
-        if connection.kind == FILE:
-            raise UnsupportedConnError("conn is no socket: only sockets can be handed back")
-        return self._loop.hand_back(connection)
+        loop = self._loop
+        item = loop.parted_with(conn)
+        if item is None or not item.done:
+            connection = self._known(conn) if item is None else item.connection
+            if connection is None:
+                raise UnsupportedConnError(f"conn was never submitted to this watcher, or has been freed: {conn!r}")
+            if connection.kind == FILE:
+                raise UnsupportedConnError("conn is no socket: only sockets can be handed back")
+            loop.hand_back(connection)
+        parted, key = loop.parted, id(conn)
+        connection = None
+        try:
+            item = parted[key]
+            connection, sock = item.connection, item.sock
+            if connection.finalizer is not None:
+                connection.finalizer.detach()  # as in free()
+            # Of several threads, one succeeds in this. From here to the caller no signal handler runs, see wait_io():
+            # so the socket is either still there for the next call, or the caller has it.
+            del parted[key]
+            return sock
+        except KeyError:
+            raise UnsupportedConnError(f"conn was detached by another thread, or freed meanwhile: {conn!r}") from None
+        except BaseException:
+            if connection is not None:
+                self._reclaim_when_collected(conn, connection)  # nobody may call again
+            raise
 
     def free(self, conn: HasFileno) -> None:
         """Give the connection up: requests still pending complete with `ConnClosedError`, then it is closed.
@@ -309,7 +331,8 @@ class Watcher:
         """
         connection = self._known(conn)
         if connection is None:
-            connection = self._one_at_a_time(self._close_undelegated, conn)
+            item = self._loop.parted_with(conn)
+            connection = self._one_at_a_time(self._close_undelegated, conn) if item is None else item.connection
             if connection is None:
                 return
         self._inbox.append(Release(connection))
@@ -431,9 +454,7 @@ class Watcher:
             conn.close()
             if known is not None:
                 loop.forget(known)  # its object died, and an interruption kept its finalizer from saying so
-            connection.finalizer = weakref.finalize(conn, self._forget, connection)
-            connection.finalizer.atexit = False
-            connection.conn = reference_of(connection.finalizer, conn)
+            self._reclaim_when_collected(conn, connection)
             loop.table_of(connection)[connection.key] = connection
         except BaseException:
             if token in loop.descriptors:
@@ -443,6 +464,11 @@ class Watcher:
                 _libc.close_all(duplicates)
             raise
         return connection
+
+    def _reclaim_when_collected(self, conn: HasFileno, connection: Connection) -> None:
+        connection.finalizer = weakref.finalize(conn, self._forget, connection)
+        connection.finalizer.atexit = False
+        connection.conn = reference_of(connection.finalizer, conn)
 
     def _close_undelegated(self, conn: HasFileno) -> Connection | None:
         """Close what is the caller's still. While another thread delegates it, its number must stay its own."""

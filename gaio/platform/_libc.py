@@ -238,12 +238,6 @@ def take_over(sock: socket.socket, owner: SocketOwner) -> None:
         sock.setblocking(True)
 
 
-def socket_of(owner: SocketOwner) -> socket.socket:
-    sock = blank_socket()
-    take_over(sock, owner)
-    return sock
-
-
 def _address_by_ctypes(data: bytes) -> int:
     return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 

@@ -275,18 +275,23 @@ def _instructions(code: CodeType) -> list[dis.Instruction]:
 def uninterruptible_stretches(code: CodeType) -> list[list[dis.Instruction]]:
     entries = _instructions(code)
     stretches = [*_ends_of_with(entries)]
-    if code is gaio.Watcher.wait_io.__code__:
-        stretches.append(_after_delivery(entries))
+    if code in HANDING_OVER:
+        stretches.append(_from_handing_over(entries))
     return stretches
 
 
-def _after_delivery(entries: list[dis.Instruction]) -> list[dis.Instruction]:
-    """What follows the store by which wait_io() counts the batch as delivered, up to the return."""
-    (store,) = (
-        index for index, entry in enumerate(entries) if entry.opname == "STORE_ATTR" and entry.argval == "delivery"
+HANDING_OVER: Final = (gaio.Watcher.wait_io.__code__, gaio.Watcher.detach.__code__)
+
+
+def _from_handing_over(entries: list[dis.Instruction]) -> list[dis.Instruction]:
+    """What follows the store or deletion by which a call counts what it returns as the caller's, up to the return."""
+    (count,) = (
+        index
+        for index, entry in enumerate(entries)
+        if (entry.opname == "STORE_ATTR" and entry.argval == "delivery") or entry.opname == "DELETE_SUBSCR"
     )
-    end = next(index for index in range(store, len(entries)) if entries[index].opname == "RETURN_VALUE")
-    return entries[store + 1 : end + 1]
+    end = next(index for index in range(count, len(entries)) if entries[index].opname == "RETURN_VALUE")
+    return entries[count + 1 : end + 1]
 
 
 def _ends_of_with(entries: list[dis.Instruction]) -> Iterator[list[dis.Instruction]]:

@@ -601,27 +601,50 @@ def shutdown_after_a_write(world: World) -> Iterator[Act]:
 
 @scenario()
 def detach(world: World) -> Iterator[Act]:
-    """The connection is the caller's again, or still the watcher's, or closed.
-
-    The socket that detach() was about to return is lost when it is interrupted just then, as one of accept(2) would be,
-    and closed, with a warning.
-    """
+    """Called again, it returns the socket; whatever else was called before does not take it."""
     conn, peer = world.pairs.unix()
     world.watcher.finish(world.watcher.write(conn, b"known"))
     detached: list[socket.socket] = []
-
-    def act() -> None:
-        with contextlib.suppress(gaio.UnsupportedConnError):  # an interruption has closed it
-            detached.append(world.watcher.watcher.detach(conn))
-
-    yield act
-    if not detached:
-        act()
+    yield lambda: detached.append(world.watcher.watcher.detach(conn))
     world.watcher.wait(0)
-    with contextlib.ExitStack() as undo:
-        for sock in detached:
-            undo.enter_context(sock).send(b" and taken back")
-    assert receive_until_eof(peer) == (b"known and taken back" if detached else b"known")
+    if not detached:
+        detached.append(world.watcher.watcher.detach(conn))
+    world.watcher.wait(0)
+    (sock,) = detached
+    with sock:
+        sock.send(b" and taken back")
+    assert receive_until_eof(peer) == b"known and taken back"
+
+
+@scenario()
+def detach_or_free(world: World) -> Iterator[Act]:
+    """After an interruption of detach(), free() closes the connection, whether it was on its way back or not."""
+    conn, peer = world.pairs.unix()
+    world.watcher.finish(world.watcher.write(conn, b"known"))
+    detached: list[socket.socket] = []
+    yield lambda: detached.append(world.watcher.watcher.detach(conn))
+    world.watcher.free(conn)
+    world.watcher.wait(0)
+    for sock in detached:
+        sock.close()
+    assert receive_until_eof(peer) == b"known"
+
+
+@scenario()
+def detach_or_drop(world: World) -> Iterator[Act]:
+    """After an interruption of detach(), a connection that nobody holds any more is closed."""
+    held = list(world.pairs.unix())
+    peer = held.pop()
+    request = world.watcher.write(held[0], b"known")
+    world.watcher.finish(request)
+    del request
+    detached: list[socket.socket] = []
+    yield lambda: detached.append(world.watcher.watcher.detach(held[0]))
+    held.clear()
+    world.watcher.wait(0)
+    for sock in detached:
+        sock.close()
+    assert receive_until_eof(peer) == b"known"
 
 
 @scenario()

@@ -15,17 +15,10 @@ from tests.interruption.world import ResumedBy, World
 
 pytestmark = [pytest.mark.slow, pytest.mark.scenario(2)]
 
-WARNS = {"detach": pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")}
-
-
 def every_kind_of_turn(*, but: Collection[str] = ()) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         "scenario",
-        [
-            pytest.param(scenario, id=scenario.name, marks=WARNS.get(scenario.name, ()))
-            for scenario in SCENARIOS
-            if scenario.name not in but
-        ],
+        [pytest.param(scenario, id=scenario.name) for scenario in SCENARIOS if scenario.name not in but],
     )
 
 
@@ -67,7 +60,10 @@ def test_every_opcode(scenario: Scenario, backend: backends.Name) -> None:
 # detach() asks for the watch again every GRACE, which is endless here; and while it is nested, the watcher thread
 # leaves the work to the loop it is nested in.
 @every_kind_of_turn(
-    but=("detach", "nest_in_another_loop", "results_for_another_loop", "deadline_for_another_loop")
+    but=(
+        *("detach", "detach_or_free", "detach_or_drop"),
+        *("nest_in_another_loop", "results_for_another_loop", "deadline_for_another_loop"),
+    )
 )
 def test_every_fifth_opcode_and_the_watcher_thread_goes_on(scenario: Scenario, backend: backends.Name) -> None:
     at_opcodes(lambda number: play(scenario, backend, [number], resumed_by="watcher thread")[0], step=5)

@@ -8,10 +8,12 @@ Python/bytecodes.c; CHECK_EVAL_BREAKER. In 3.10 jumps forward do as well.)
 from __future__ import annotations
 
 import sys
+from types import CodeType
 
-import gaio
+import pytest
+
 from gaio.loop import Loop
-from tests.interruption.opcodes import code_of_gaio, ending_of_generator, uninterruptible_stretches
+from tests.interruption.opcodes import HANDING_OVER, code_of_gaio, ending_of_generator, uninterruptible_stretches
 
 # Opcodes that move values within a frame, and one that stores an attribute of an object.
 HARMLESS = {
@@ -21,13 +23,17 @@ HARMLESS = {
 }
 
 
-def test_from_the_delivery_of_a_batch_to_the_return() -> None:
-    (stretch,) = uninterruptible_stretches(gaio.Watcher.wait_io.__code__)
+@pytest.mark.parametrize("code", HANDING_OVER, ids=lambda code: code.co_name)
+def test_from_handing_over_to_the_return(code: CodeType) -> None:
+    (stretch,) = uninterruptible_stretches(code)
     *moves, last = stretch
     assert moves
     assert {entry.opname for entry in moves} <= HARMLESS
     assert last.opname == "RETURN_VALUE"
-    assert Loop.__setattr__ is object.__setattr__, "storing an attribute would run code of gaio"
+
+
+def test_storing_an_attribute_of_the_loop_runs_no_code() -> None:
+    assert Loop.__setattr__ is object.__setattr__
     assert not hasattr(Loop, "consumer")
     assert not hasattr(Loop, "delivery")
 
@@ -36,7 +42,7 @@ def test_from_the_body_of_a_with_to_the_release_of_its_lock() -> None:
     """The call of __exit__() checks when it has returned: the lock is released by then."""
     ends = 0
     for code in code_of_gaio():
-        if code is gaio.Watcher.wait_io.__code__:
+        if code in HANDING_OVER:
             continue
         for *moves, call in uninterruptible_stretches(code):
             assert {entry.opname for entry in moves} <= HARMLESS, code
