@@ -281,7 +281,10 @@ class Loop:
             self.step_aside()
             raise
         if item.error is not None:
-            raise item.error
+            try:
+                raise item.error
+            finally:
+                item.error = None  # a cycle, as in begin(): a dropped conn would wait for the collector
         if not item.done:
             raise WatcherClosedError("the watcher was closed meanwhile")
 
@@ -350,7 +353,10 @@ class Loop:
             self.take_over()
         if self.failure is not None:
             failure, self.failure = self.failure, None
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # a cycle, as in begin()
         undelivered = self.delivery
         if undelivered is None:
             self.backend.give_back()

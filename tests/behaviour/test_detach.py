@@ -138,6 +138,25 @@ def test_refused_while_requests_are_pending(watcher: AccountedWatcher, pairs: Pa
     assert sock.recv(1) == b"x"
 
 
+def test_a_refusal_holds_nothing(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """The connection can be dropped, and is closed at once, without the collector."""
+    conn, peer = pairs.tcp()
+    read = watcher.read(conn)
+    try:
+        watcher.watcher.detach(conn)
+    except RuntimeError as error:
+        assert "pending" in str(error)  # noqa: PT017  # what pytest.raises() returns would hold the frames
+    peer.sendall(b"x")
+    watcher.finish(read)
+    gc.disable()
+    try:
+        del conn, read
+        watcher.wait(0)
+        assert receive_until_eof(peer) == b""
+    finally:
+        gc.enable()
+
+
 def test_results_that_are_not_fetched_yet_do_not_matter(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """The request has finished; its result stays as it is."""
     conn, peer = pairs.tcp()
