@@ -36,6 +36,7 @@ import errno
 import os
 import sys
 import threading
+from ctypes import get_errno, set_errno
 from time import monotonic
 
 from gaio import platform
@@ -266,6 +267,7 @@ class Loop:
         self.inbox.append(item)
         if self.sleeping:
             self.rouse()
+        errno_before = get_errno()  # as in wait_io()
         try:
             self.inside.add(thread)
             # Whoever has the watch does it; when nobody has, this thread does.
@@ -280,6 +282,8 @@ class Loop:
         except BaseException:
             self.step_aside()
             raise
+        finally:
+            set_errno(errno_before)
         if item.error is not None:
             try:
                 raise item.error
@@ -308,6 +312,7 @@ class Loop:
             raise RuntimeError("fileno() was called from within another call, by a signal handler or a finalizer")
         self.nested = True
         self.ring_doorbell()
+        errno_before = get_errno()  # as in wait_io()
         try:
             self.inside.add(thread)
             if not self.watch.acquire(False):
@@ -323,6 +328,8 @@ class Loop:
         except BaseException:
             self.step_aside()
             raise
+        finally:
+            set_errno(errno_before)
 
     def is_inside(self) -> bool:
         """Whether this call comes from within another one, in the same thread."""

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import weakref
+from ctypes import get_errno, set_errno
 from functools import partial
 from time import monotonic
 
@@ -499,8 +500,10 @@ class Watcher:
             timeout = _seconds(timeout)
         if loop.is_inside():
             raise RuntimeError("wait_io() was called from within another call, by a signal handler or a finalizer")
+        errno_before = get_errno()  # a signal handler may be between a call of another watcher and the look at this
         try:
             batch = loop.harvest(timeout)
+            set_errno(errno_before)
             # From this store to the caller the interpreter runs no signal handler: CPython does so at calls and at
             # backward jumps only. So the batch is either still here for the next call, or the caller has it.
             loop.delivery = None
@@ -508,6 +511,7 @@ class Watcher:
             return batch
         except BaseException:
             loop.step_aside()
+            set_errno(errno_before)
             raise
 
     def __iter__(self) -> Iterator[OpResult]:
@@ -538,6 +542,7 @@ class Watcher:
         if loop.is_inside():
             return
         thread = threading.get_ident()
+        errno_before = get_errno()  # as in wait_io()
         try:
             loop.inside.add(thread)
             loop.watch.acquire()
@@ -547,6 +552,8 @@ class Watcher:
         except BaseException:
             loop.step_aside()
             raise
+        finally:
+            set_errno(errno_before)
         loop.see_thread_out()
 
     def fileno(self) -> int:

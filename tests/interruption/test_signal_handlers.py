@@ -33,6 +33,8 @@ INTERRUPTED = {
 }
 # In these, wait_io() does not wait for results that the handler has been given already.
 INTERRUPTED_BY_WAIT_IO = {"read_full_in_pieces", "close_with_requests_pending", "forgotten_connections"}
+# In these, the kernel says what went wrong.
+INTERRUPTED_WITH_AN_ERROR = {"read_a_reset", "write_to_a_peer_that_has_gone", "connect_in_vain"}
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +112,23 @@ class CallsWaitIo(Handler):
     def run(self) -> None:
         with contextlib.suppress(RuntimeError):
             self.world.watcher.wait(0)
+
+
+class UsesAnotherWatcher(Handler):
+    """What the kernel refuses to the other one meanwhile is not taken for an answer to what was interrupted."""
+
+    interrupts = INTERRUPTED_WITH_AN_ERROR
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.other = gaio.Watcher(backend=world.backend)
+        world.pairs.also_close(self.other)
+        self.conn, self.peer = world.pairs.unix()
+
+    def run(self) -> None:
+        self.other.write(self.conn, bytes(1 << 20))  # more than there is room for: EAGAIN
+        assert self.other.wait_io(0) == []
+        self.other.close()
 
 
 class ClosesTheWatcher(Handler):
