@@ -40,7 +40,7 @@ def report(seconds: float) -> dict[str, Any]:
     try:
         with gaio.Watcher() as watcher:
             facts["chosen"] = watcher.backend
-    except (OSError, ValueError) as error:  # BackendUnavailableError is an OSError
+    except (OSError, ValueError, RuntimeError) as error:  # BackendUnavailableError is an OSError
         facts["why"] = str(error)
         return facts
     facts["why"] = reason(facts["chosen"], offered)

@@ -97,6 +97,8 @@ def descriptor_of(conn: Any) -> int:
             "conn is an SSLSocket, whose descriptor carries the bytes as they are on the wire: read and write them "
             "through an ssl.MemoryBIO instead, as examples/tls_echo.py does"
         )
+    if getattr(conn, "_io_refs", 0):  # of socket.socket: its close() would leave the descriptor open
+        raise UnsupportedConnError(f"conn has a file open that makefile() returned: close that first: {conn!r}")
     try:
         fd = fileno()
     except (OSError, ValueError) as error:

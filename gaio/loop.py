@@ -70,6 +70,9 @@ MORE_TURNS = 16
 # After so many ticks with the consumer inside wait_io() all the time, the thread sleeps until it comes out.
 IDLE_TICKS = 100
 
+# For how long the collection of a watcher that was not closed may hold up the thread that drops it, in seconds.
+PATIENCE = 1.0
+
 AWAKE: list[bool] = []  # see `sleeping` above; stays empty
 
 _ECANCELED = -errno.ECANCELED
@@ -132,13 +135,14 @@ class Loop:
         self.listeners: dict[int, Connection] = {}  # the same for listening sockets, which only accept
         self.connecting: set[int] = set()  # tokens of the connections with a connect() under way
         self.descriptors: dict[int, Connection] = {}  # token -> connection, from delegation until it is closed
-        self.parted: dict[int, HandBack] = {}  # id(conn) -> the socket made of it, until detach() returns that
+        self.parted: dict[int, HandBack] = {}  # id(conn) -> what detach() makes a socket of, until it returns that
         self.inbox: list[Any] = []
         self.sleeping: list[bool] = AWAKE
         self.wakeups = 0  # counted by whoever wakes, with no lock: two at the same moment may count as one
         self.wanted = 0
         self.closing = False
         self.closed = False
+        self.abandoned = False  # this is a child process, and the loop its parent's
         self.nested = False  # another event loop waits for the backend's descriptor, see Watcher.fileno()
         self.listens = False  # that has been arranged to the end, and not cut short
         self.alarm: float | None = None  # the next deadline, for the watcher thread when nested
@@ -153,6 +157,7 @@ class Loop:
         # Entered before the lock is taken and left after it is let go.
         self.consumer = 0
         self.inside: set[int] = set()
+        self.joining: set[int] = set()  # those that wait for the watcher thread to end
         # From here on, only for whoever has the watch.
         self.outbox: list[OpResult] = []
         self.delivery: list[OpResult] | None = None
@@ -176,6 +181,8 @@ class Loop:
         self.backend: platform.Backend = CLOSED_BACKEND
         self.opened = threading.Lock()  # held; released when the watcher thread has opened the backend, or could not
         self.opened.acquire()
+        self.shut_by_thread = threading.Lock()  # held; released when that thread is about to end
+        self.shut_by_thread.acquire()
         self.thread = threading.Thread(target=self.run, name="gaio-watcher", daemon=True)
         self.started = False
 
@@ -236,18 +243,30 @@ class Loop:
             pass  # it rings already
 
     def finalize(self) -> None:
-        """The handle was collected, or the interpreter exits: stop, drain, and see the thread out."""
+        """The handle was collected: have the watcher thread close everything, and wait until it has.
+
+        From then on the buffers are the caller's again. The collector may run where this thread holds a lock that the
+        other one needs, say for its end: so this does not wait for that, nor for ever.
+        """
         if not self.closed:
             self.ask_to_close()
-        self.see_thread_out()
+        if self.started and threading.get_ident() != self.thread.ident:
+            self.shut_by_thread.acquire(timeout=PATIENCE)
 
     def see_thread_out(self) -> None:
         """Wait for the watcher thread, which ends when the loop is closed; it may be this one, or never have run.
 
         Not when start() was interrupted: it waits for the thread by an Event, which it may have left locked for ever.
+        Nor in a signal handler that has interrupted this: before Python 3.13, join() takes a lock that is not
+        re-entrant.
         """
-        if self.started and threading.current_thread() is not self.thread:
-            self.thread.join()
+        thread = threading.get_ident()
+        if self.started and thread != self.thread.ident and thread not in self.joining:
+            self.joining.add(thread)
+            try:
+                self.thread.join()
+            finally:
+                self.joining.discard(thread)
 
     def give_up(self, connection: Connection) -> None:
         """A delegation failed after the backend was told of it: undone by whoever has the watch, as a free() is."""
@@ -298,10 +317,11 @@ class Loop:
         return item if item is not None and item.connection.conn() is conn else None
 
     def drop_parted(self, key: int) -> None:
-        """Close the socket that detach() would have returned, unless another thread takes it first."""
+        """Close what detach() would have returned, unless another thread takes it first."""
         item = self.parted.pop(key, None)
         if item is not None:
             item.sock.close()
+            item.owner.clear()
 
     def nest(self) -> None:
         """From now on another event loop is the consumer, and waits on the backend's descriptor."""
@@ -466,6 +486,7 @@ class Loop:
                 self.stand_in()
         finally:
             self.inside.discard(thread)  # the number may be another thread's next
+            self.shut_by_thread.release()
 
     def open(self) -> bool:
         try:
@@ -588,6 +609,8 @@ class Loop:
                 ready.append(request)
             elif queue.descriptor.overtaken is not None:
                 request.error = overtaken_error(queue.descriptor)
+                if request.operation is CONNECT:
+                    self.connecting.discard(queue.descriptor.token)
                 self.outbox.append(request)
                 request._queue = request._memory = None
                 continue
@@ -783,22 +806,24 @@ class Loop:
             if parted is not None and parted.connection is connection:
                 item.done = True  # by an item before, whose detach() was interrupted
                 return
-            if connection.overtaken is not None:
+            if connection.overtaken is WatcherClosedError:
+                item.error = overtaken_error(connection)
+            elif connection.overtaken is not None:
                 item.error = UnsupportedConnError("conn has been freed or detached meanwhile")
             elif any(queue.head is not None for queue in connection.queues()):
                 item.error = RuntimeError("requests are pending: detach() when their results have come, or free()")
             if item.error is not None:
                 item.done = True
                 return
-            self.backend.unregister(connection)
             item.owner.extend(map(_libc.socket_owner_of, (connection.fd,)))
+        if connection.fd >= 0:
+            self.backend.unregister(connection)
         connection.fd = -1
         with self.delegation:
             connection.overtaken = ConnClosedError
             for queue in connection.queues():
                 queue.tail = NO_MORE
-        _libc.take_over(item.sock, item.owner[0])
-        # The finalizer stays: it has the socket closed if detach() was interrupted and is not called again.
+        # The finalizer stays: it has the descriptor closed if detach() was interrupted and is not called again.
         self.parted[key] = item
         self.table_of(connection).pop(key, None)
         self.descriptors.pop(connection.token, None)
@@ -821,6 +846,9 @@ class Loop:
             self.descriptors.pop(connection.token, None)
             if connection.finalizer is not None:
                 connection.finalizer.detach()
+            table = self.table_of(connection)
+            if table.get(connection.key) is connection:
+                table.pop(connection.key, None)  # free() was interrupted before it did so, or has done it just now
             del self.leaving[connection]
 
     def shut(self) -> None:
@@ -866,6 +894,8 @@ class Loop:
     def withdraw(self, request: OpResult) -> bool:
         """Take back a request that was submitted to a closed loop; False when it has got its result already."""
         with self.watch:
+            if self.cut_short and self.closed and not self.is_inside():
+                self.shut()  # an interruption may have left the request with its result, but in the inbox still
             if self.closed and request in self.inbox:
                 self.inbox.remove(request)
                 return True
@@ -873,17 +903,25 @@ class Loop:
 
     def abandon(self) -> None:
         """In the child after fork(2): this loop was the parent's. Close the child's copies, touch nothing shared."""
-        self.closing = self.closed = True
+        self.abandoned = self.closing = self.closed = True
         self.sleeping = [True]
         self.watch = threading.RLock()
         self.delegation = threading.RLock()
         self.consumer = 0
         self.inside = set()
+        self.joining = set()
         self.failure = self.delivery = None
+        # Another thread of the parent may have been in the middle of closing one, or of parting with one.
+        fds = {*self.dying, *(connection.fd for connection in self.descriptors.values() if connection.fd >= 0)}
+        for item in self.inbox:
+            if isinstance(item, HandBack) and item.owner:
+                fds.discard(item.owner[0].fileno())
+                item.owner.clear()
+        _libc.close_all(list(fds))
         self.inbox, self.outbox, self.dying = [], [], []
         for connection in self.descriptors.values():
             connection.overtaken = WatcherClosedError
-            _libc.close_all([connection.fd] if connection.fd >= 0 else [])
+            connection.fd = -1
         for key in list(self.parted):
             self.drop_parted(key)
         self.connections.clear()
@@ -962,8 +1000,6 @@ class DevelopmentLoop(Loop):
 
 class _ClosedBackend:
     """What a closed loop has for a backend: the real one goes when no thread is in the middle of waking it."""
-
-    swap_storage = ()
 
     def wake(self) -> None: ...
     def hand_over(self) -> None: ...

@@ -20,6 +20,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from gaio.errors import EmptyBufferError
+from gaio.platform import SwapMemory
 from gaio.platform._libc import IOV_MAX
 
 TYPE_CHECKING = False  # see gaio/types.py
@@ -223,43 +224,40 @@ def pin_for_read(buffer: Any) -> tuple[Pinned, int]:
 
 
 def memory_for_write(
-    buffer: Any, lent: Sequence[object] = (), copies: Copies | None = None, one_message: bool = False
+    buffer: Any, copies: Copies | None = None, one_message: bool = False
 ) -> tuple[bytes | Pinned | PinnedReadOnly | Copy | Vector, int]:
     """What the kernel shall write for `buffer` (one buffer, or a sequence of them), and its length in bytes.
 
-    Views of the storage in `lent` are copied, by `copies` if given, because that storage will be written again
-    before the write is done. With `one_message` a sequence is for one call of sendmsg(2), whatever its length.
+    Views of swap memory, of this watcher or another, are copied, by `copies` if given, because that memory will be
+    written again before the write is done. With `one_message` a sequence is for one call of sendmsg(2), whatever its
+    length.
     `TypeError` when it is no buffer, `BufferError` when it is not contiguous, `EmptyBufferError` when there
     are no bytes in it.
     """
     if isinstance(buffer, (list, tuple)):
-        return _gather(buffer, lent, one_message)
+        return _gather(buffer, one_message)
     try:
         view = buffer if type(buffer) is memoryview and buffer.c_contiguous else _byte_view(buffer, "write")
     except TypeError:
         if isinstance(buffer, Sequence) and not isinstance(buffer, str):  # a deque, say; buffers may be sequences, too
-            return _gather(buffer, lent, one_message)
+            return _gather(buffer, one_message)
         raise
     length = view.nbytes
     if not length:
         raise EmptyBufferError("there is nothing to write: pass at least one byte")
     if length <= COPY_LIMIT:
         return view.tobytes(), length
-    if _shows(view, lent):
+    if type(view.obj) is SwapMemory:
         return view.tobytes() if copies is None else copies.copy(view), length
     view = memoryview(view)  # for the pin alone
     return (PinnedReadOnly(view) if view.readonly else Pinned.from_buffer(view)), length
 
 
-def _gather(parts: Sequence[Any], lent: Sequence[object], one_message: bool) -> tuple[bytes | Vector, int]:
+def _gather(parts: Sequence[Any], one_message: bool) -> tuple[bytes | Vector, int]:
     views = [view for view in (_byte_view(part, "write") for part in parts) if view.nbytes]
     length = sum(view.nbytes for view in views)
     if not length:
         raise EmptyBufferError("there is nothing to write: pass at least one byte")
     if length <= JOIN_LIMIT or (one_message and len(views) > IOV_MAX):
         return b"".join(views), length
-    return Vector([memoryview(view.tobytes()) if _shows(view, lent) else view for view in views]), length
-
-
-def _shows(view: memoryview, storages: Sequence[object]) -> bool:
-    return any(view.obj is storage for storage in storages)
+    return Vector([memoryview(view.tobytes()) if type(view.obj) is SwapMemory else view for view in views]), length

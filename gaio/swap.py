@@ -19,6 +19,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 
+from gaio.platform import SwapMemory
+
 SEGMENTS = 256
 LIMIT = 64 << 20  # bytes of all segments together; of address space, which takes memory where it has been written
 
@@ -46,7 +48,7 @@ class SwapArena:
         self.size = size
         self._most = max(2, min(SEGMENTS, limit // size))  # one in delivery, one being written, and more
         # Private: a child after fork(2) keeps what it had in hand.
-        storage = mmap.mmap(-1, size * self._most, mmap.MAP_PRIVATE)
+        storage = SwapMemory(-1, size * self._most, mmap.MAP_PRIVATE)
         self._memory = memoryview(storage)
         self.writing = 0  # the batch being written
         self._given_back = -1  # batches up to this one are free
@@ -83,10 +85,6 @@ class SwapArena:
         self._place = place
         self._current = segment
         return segment
-
-    def storage(self) -> list[object]:
-        """The objects that own the memory: what a view of it has as `obj`."""
-        return [self._memory.obj]
 
     def hand_over(self) -> None:
         """What was written so far is being delivered: write no more behind it."""

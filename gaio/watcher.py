@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import itertools
-import math
 import os
 import socket
 import sys
@@ -98,8 +98,8 @@ class Watcher:
         self._connections = loop.connections
         self._tokens = itertools.count(2, 2)  # even, see gaio.platform.Queue
         self._forget = loop.forget  # one bound method for all finalizers, not one for each
-        _abandon_after_fork(loop)
-        weakref.finalize(self, loop.finalize)
+        _register(loop)
+        weakref.finalize(self, loop.finalize).atexit = False
         try:
             loop.begin()
         except BaseException:  # of the backend; or RuntimeError: threads are forbidden, or there is no memory for one
@@ -199,9 +199,8 @@ class Watcher:
             request._memory = buf.tobytes()
             request._length = request._goal = length
         else:
-            loop = self._loop
             one_message = connection.kind in (DATAGRAM, SEQPACKET)
-            request._memory, length = memory_for_write(buf, loop.backend.swap_storage, loop.copies, one_message)
+            request._memory, length = memory_for_write(buf, self._loop.copies, one_message)
             request._length = request._goal = length
         request.operation = WRITE
         request.conn = conn
@@ -270,6 +269,8 @@ class Watcher:
         check_unconnected(fd, kind)
         if connection is None:  # and nothing was delegated for a request that is refused
             connection = self._take_descriptor((conn, CONNECT))
+            if connection.token in connecting:  # by a signal handler
+                raise UnsupportedConnError("conn is connecting already: wait for the result")
         begun.append(connection.token)
         connecting.add(connection.token)
         return connection, memory
@@ -301,6 +302,8 @@ class Watcher:
         if item is None or not item.done:
             connection = self._known(conn) if item is None else item.connection
             if connection is None:
+                if loop.closed:
+                    raise WatcherClosedError("the watcher is closed, and its connections with it")
                 raise UnsupportedConnError(f"conn was never submitted to this watcher, or has been freed: {conn!r}")
             if connection.kind == FILE:
                 raise UnsupportedConnError("conn is no socket: only sockets can be handed back")
@@ -309,14 +312,17 @@ class Watcher:
         connection = None
         try:
             item = parted[key]
+            with loop.delegation:  # not by two threads at once, should there be two
+                _libc.take_over(item.sock, item.owner[0])
             connection, sock = item.connection, item.sock
-            if connection.finalizer is not None:
-                connection.finalizer.detach()  # as in free()
+            self._leave_to_collector(conn, connection)
             # Of several threads, one succeeds in this. From here to the caller no signal handler runs, see wait_io():
             # so the socket is either still there for the next call, or the caller has it.
             del parted[key]
             return sock
-        except KeyError:
+        except (KeyError, IndexError):
+            if loop.closing:
+                raise WatcherClosedError("the watcher was closed meanwhile") from None
             raise UnsupportedConnError(f"conn was detached by another thread, or freed meanwhile: {conn!r}") from None
         except BaseException:
             if connection is not None:
@@ -333,6 +339,10 @@ class Watcher:
         connection = self._known(conn)
         if connection is None:
             item = self._loop.parted_with(conn)
+            if item is not None and item.done:
+                self._loop.drop_parted(id(conn))
+                self._leave_to_collector(conn, item.connection)
+                return
             connection = self._one_at_a_time(self._close_undelegated, conn) if item is None else item.connection
             if connection is None:
                 return
@@ -341,11 +351,7 @@ class Watcher:
             self._loop.rouse()
         # Not before: cut short up to here, free() can be called again.
         self._loop.table_of(connection).pop(connection.key, None)
-        # Nothing is left to reclaim, and without a finalizer no Python code runs when conn is collected: a Ctrl-C that
-        # strikes there would be swallowed, as the interpreter does with whatever a finalizer raises.
-        if connection.finalizer is not None:
-            connection.finalizer.detach()
-            connection.conn = weakref.ref(conn)  # the one before would call the finalizer even so
+        self._leave_to_collector(conn, connection)
 
     def _submit(
         self,
@@ -422,14 +428,25 @@ class Watcher:
         return outcome
 
     def _take_descriptor(self, request: tuple[HasFileno, Operation]) -> Connection:
-        """Take the caller's descriptor over: duplicate it, register the duplicate, close the original."""
+        """Take the caller's descriptor over, unless another thread was faster."""
         conn, operation = request
-        loop = self._loop
-        if loop.closing:
+        if self._loop.closing:
             raise WatcherClosedError(_CLOSED)
-        known = self._connections.get(id(conn)) or loop.listeners.get(id(conn))
-        if known is not None and known.conn() is conn:
-            return known  # another thread was faster
+        connection = self._known(conn)
+        if connection is None:
+            try:
+                connection = self._duplicate(conn, operation)
+            except Exception:
+                connection = self._known(conn)
+                if connection is None:
+                    raise
+                # A signal handler has submitted for it in the middle of this, and so taken it over: all is well.
+        check_kind(connection.kind, operation)
+        return connection
+
+    def _duplicate(self, conn: HasFileno, operation: Operation) -> Connection:
+        """Duplicate the caller's descriptor, register the duplicate, close the original."""
+        loop = self._loop
         fd = descriptor_of(conn)
         kind = kind_of(fd)
         check_kind(kind, operation)
@@ -452,11 +469,17 @@ class Watcher:
                 if error.errno == errno.EPERM:  # of epoll_ctl(2)
                     raise UnsupportedConnError(f"conn cannot be polled, as regular files cannot: {conn!r}") from error
                 raise
+            duplicates.clear()  # it is the connection's now
+            stale = self._connections.get(id(conn)) or loop.listeners.get(id(conn))
+            if stale is not None and stale.conn() is None:
+                loop.forget(stale)  # its object died, and an interruption kept its finalizer from saying so
+            # From here on a signal handler finds it; before, it may have taken the descriptor over itself.
+            known = loop.table_of(connection).setdefault(connection.key, connection)
+            if known is not connection:
+                loop.give_up(connection)
+                return known
             conn.close()
-            if known is not None:
-                loop.forget(known)  # its object died, and an interruption kept its finalizer from saying so
             self._reclaim_when_collected(conn, connection)
-            loop.table_of(connection)[connection.key] = connection
         except BaseException:
             if token in loop.descriptors:
                 # Perhaps the kernel knows it already, and epoll would keep it while the original is open.
@@ -470,6 +493,14 @@ class Watcher:
         connection.finalizer = weakref.finalize(conn, self._forget, connection)
         connection.finalizer.atexit = False
         connection.conn = reference_of(connection.finalizer, conn)
+
+    def _leave_to_collector(self, conn: HasFileno, connection: Connection) -> None:
+        """Nothing is left to reclaim, and without a finalizer no Python code runs when conn is collected: a Ctrl-C that
+        strikes there would be swallowed, as the interpreter does with whatever a finalizer raises.
+        """
+        if connection.finalizer is not None:
+            connection.finalizer.detach()
+            connection.conn = weakref.ref(conn)  # the one before would call the finalizer even so
 
     def _close_undelegated(self, conn: HasFileno) -> Connection | None:
         """Close what is the caller's still. While another thread delegates it, its number must stay its own."""
@@ -509,9 +540,11 @@ class Watcher:
             loop.delivery = None
             loop.consumer = 0
             return batch
-        except BaseException:
+        except BaseException as error:
             loop.step_aside()
             set_errno(errno_before)
+            if loop.abandoned and isinstance(error, Exception):
+                raise WatcherClosedError(_CLOSED) from None  # a signal handler has forked, and this is the child
             raise
 
     def __iter__(self) -> Iterator[OpResult]:
@@ -624,6 +657,8 @@ class Watcher:
             set_thread_affinity(native_id, cpu)
         except ValueError as error:
             raise InvalidCPUError(str(error)) from error
+        except ProcessLookupError:
+            raise WatcherClosedError(_CLOSED) from None  # and its thread has ended meanwhile
 
     def __enter__(self) -> Self:
         return self
@@ -656,8 +691,8 @@ def _is_int(value: object) -> bool:
 
 def _seconds(timeout: float) -> float:
     if isinstance(timeout, float) or _is_int(timeout):
-        if 0 <= timeout < math.inf:
-            return timeout
+        if 0 <= timeout <= sys.float_info.max:
+            return float(timeout)
         raise ValueError(f"timeout must be a finite number of seconds, 0 or more, not {timeout!r}: None waits for ever")
     raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
 
@@ -693,17 +728,28 @@ def _choose(backend: str | None) -> str:
     return backend
 
 
-# Any thread adds to it, a single set operation; it is gone through in a child after fork(2) only, by its one thread.
+# Any thread adds to it, a single set operation; it is gone through when the interpreter exits, and in a child after
+# fork(2), by its one thread.
 _loops: weakref.WeakSet[Loop] = weakref.WeakSet()
 
 
-def _abandon_after_fork(loop: Loop) -> None:
-    """See to it that a child process leaves this loop alone: its kernel objects are the parent's."""
-    if not hasattr(_abandon_after_fork, "registered"):
+def _register(loop: Loop) -> None:
+    """See to it that this loop ends with the interpreter, and that a child process leaves it alone: its kernel objects
+    are the parent's.
+    """
+    if not hasattr(_register, "done"):
         os.register_at_fork(after_in_child=_abandon_all)
-        # Once, and not when gaio is imported. Two threads may both do it: to abandon a loop twice is to do it once.
-        _abandon_after_fork.registered = True  # type: ignore[attr-defined]  # functions take any attribute
+        atexit.register(_close_all)
+        # Once, and not when gaio is imported. Two threads may both do it: to do these twice is to do them once.
+        _register.done = True  # type: ignore[attr-defined]  # functions take any attribute
     _loops.add(loop)
+
+
+def _close_all() -> None:
+    for loop in list(_loops):
+        if not loop.closed:
+            loop.ask_to_close()
+        loop.see_thread_out()
 
 
 def _abandon_all() -> None:

@@ -8,9 +8,10 @@ protocols, and owns them; a backend touches nothing in them but what is named he
 backend see more than one inbound and one outbound request of a descriptor at a time, and gives the next one only
 after the last has come back: order, partial progress, deadlines and errors are the core's business.
 
+Swap memory, which is written again when its batch has been given back, is a SwapMemory: by that a view of it is known.
+
 One result language: `request._result` is a number n >= 0 as the system call returned it, or -errno.
 
-    swap_storage            the objects that own its swap memory, by which a view of that is known.
     descriptors             token -> Descriptor of all that are registered; the core's table, which a backend reads.
     register(descriptor)    begin to watch it. Any thread; may raise OSError (EPERM: it cannot be polled).
     unregister(descriptor)  stop watching it, before the core closes its number. Nothing of it is in flight.
@@ -40,11 +41,12 @@ from __future__ import annotations
 
 import errno
 import importlib
+import mmap
 import sys
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from typing import Any, Protocol
 
     from gaio.swap import SwapArena
@@ -57,6 +59,11 @@ DATAGRAM = 2  # no bytes is a message, not the end
 SEQPACKET = 3
 FILE = 4  # a pipe, terminal, eventfd …: read(2) and write(2) instead of recv(2) and send(2)
 LISTENER = 5  # a listening socket: its inbound requests accept(2), and return the descriptor; it must not block
+
+
+
+class SwapMemory(mmap.mmap):
+    """What the views of reads without a buffer show, of whichever watcher; see the contract."""
 
 
 if TYPE_CHECKING:
@@ -96,7 +103,6 @@ if TYPE_CHECKING:
 
         name: str
         completed: list[Any]
-        swap_storage: Sequence[object]
 
         def register(self, descriptor: Descriptor) -> None: ...
         def unregister(self, descriptor: Descriptor) -> None: ...

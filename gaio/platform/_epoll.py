@@ -65,6 +65,7 @@ MAX_EVENTS = 256
 _WAKE = 0  # the eventfd's token; those of descriptors begin with 2
 
 # What to do about an error of EPOLL_CTL_DEL: nothing, the descriptor is not registered, which was the aim.
+_LONGEST_WAIT = 1e6  # in seconds: epoll_wait(2) takes milliseconds in an int
 _NOT_REGISTERED = (errno.ENOENT, errno.EBADF)
 
 
@@ -143,7 +144,7 @@ class EpollBackend(ReadinessBackend):
             self._epoll_look(self._epoll, self._events_pointer, MAX_EVENTS, 0)
         else:
             # Rounded up to whole milliseconds, or a wait for the last half of one would spin.
-            milliseconds = -1 if timeout is None else min(math.ceil(timeout * 1000), 0x7FFFFFFF)
+            milliseconds = -1 if timeout is None else math.ceil(min(timeout, _LONGEST_WAIT) * 1000)
             self._epoll_wait(self._epoll, self._events_pointer, MAX_EVENTS, milliseconds)
         if self._counts[0] < 0:
             number = ctypes.get_errno()
@@ -181,7 +182,10 @@ class EpollBackend(ReadinessBackend):
     def close(self) -> None:
         _libc.close_all(self._open)
 
-    abandon = close  # closing the child's copies takes nothing out of the parent's epoll
+    def abandon(self) -> None:
+        self.close()  # closing the child's copies takes nothing out of the parent's epoll
+        self._epoll = -1  # the number may be another's by the time that a turn goes on which a signal handler forked in
+        self._wakeup.abandon()
 
 
 open_backend = EpollBackend

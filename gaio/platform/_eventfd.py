@@ -29,6 +29,11 @@ class Wakeup:
         self.fd = _libc.checked("eventfd")(0, EFD_CLOEXEC | EFD_NONBLOCK)
         self._owner = _libc.owner_of(self.fd)
 
+    def abandon(self) -> None:
+        """In a child after fork(2), where the frame of a thread that is no more may hold the last reference."""
+        self.fd = -1
+        self._owner.close()
+
     def ring(self) -> None:
         # The counter cannot overflow in the life of a machine, and nothing else can fail: the result says nothing.
         self._write(self.fd, _ONE, 8)

@@ -57,11 +57,11 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from time import monotonic
 
 from gaio.memory import SocketAddress, Vector
-from gaio.platform import DATAGRAM, FILE, LISTENER, NO_DESCRIPTORS, SOCKET, _libc
+from gaio.platform import DATAGRAM, FILE, LISTENER, NO_DESCRIPTORS, SOCKET, SwapMemory, _libc
 from gaio.platform._eventfd import Wakeup
 from gaio.platform._libc import IOV_MAX, MAX_RW_COUNT, address_of, msghdr
 from gaio.platform._writability import Writability
@@ -374,8 +374,7 @@ class IoUringBackend:
         # lines of the processor's cache.
         self._buffer_stride = size + 64
         # Private: a child after fork(2) keeps what it had in hand.
-        self._buffers = memoryview(mmap.mmap(-1, self._buffer_stride * most, mmap.MAP_PRIVATE))
-        self.swap_storage: Sequence[object] = (self._buffers.obj,)
+        self._buffers = memoryview(SwapMemory(-1, self._buffer_stride * most, mmap.MAP_PRIVATE))
         self._buffers_at = ctypes.addressof(ctypes.c_char.from_buffer(self._buffers))
         self._ring_memory = mmap.mmap(-1, max(most * BUF_SIZE, mmap.PAGESIZE))
         _libc.not_for_children(self._ring_memory)
@@ -860,8 +859,18 @@ class IoUringBackend:
         _libc.unmap_all(self._mapped)
 
     def abandon(self) -> None:
-        # The mappings do not exist in a child (MADV_DONTFORK), so it cannot reap what is the parent's.
+        # The mappings do not exist in a child (MADV_DONTFORK), so it cannot reap what is the parent's. But when a
+        # signal handler forks in the middle of a turn, that goes on in the child: it reads zeros, and writes nothing.
+        self._ring = -1
         _libc.close_all(self._open)
+        self._wakeup.abandon()
+        for view in (self._ksq_head, self._sq_tail_word, self._ksq_flags, self._cq_head_word, self._kcq_tail):
+            view.release()
+        for view in (self._kcqes, self._sqes, self._buffer_tail):
+            view.release()
+        own = ctypes.addressof(ctypes.c_char.from_buffer(self._ring_memory)), len(self._ring_memory)
+        for address, length in (own, *self._mapped):
+            _libc.map_zeros(address, length)
         self._mapped.clear()
 
 

@@ -262,6 +262,7 @@ address_of = (
 # mmap(2), madvise(2)
 PROT_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 _MADV_DONTFORK = 10
+MAP_FIXED_NOREPLACE = 0x100000  # Linux 4.17
 
 
 def map_shared(fd: int, length: int, offset: int) -> int:
@@ -277,6 +278,11 @@ def map_shared(fd: int, length: int, offset: int) -> int:
 def not_for_children(memory: mmap.mmap) -> None:
     """Leave this memory out of children of fork(2): the kernel knows its pages, and copying would change them."""
     _madvise(ctypes.addressof(ctypes.c_char.from_buffer(memory)), len(memory))
+
+
+def map_zeros(address: int, length: int) -> None:
+    """Map memory of zeros to where nothing is mapped; where something is, leave that alone."""
+    _mmap()(address, length, PROT_READ_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0)
 
 
 def unmap_all(mapped: list[tuple[int, int]]) -> None:

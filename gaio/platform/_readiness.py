@@ -29,7 +29,6 @@ import errno
 import os
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from time import monotonic
 
 from gaio.memory import SocketAddress, Vector
@@ -69,7 +68,6 @@ class ReadinessBackend(ABC):
 
     __slots__ = (
         "completed",
-        "swap_storage",
         "_arena",
         "_short_of_memory",
         "_next_try",
@@ -99,7 +97,6 @@ class ReadinessBackend(ABC):
 
     def __init__(self, arena: SwapArena) -> None:
         self.completed: list[Any] = []
-        self.swap_storage: Sequence[object] = arena.storage()
         self._arena = arena
         self._short_of_memory: dict[Any, None] = {}  # the queues whose write met ENOBUFS and is to be tried again
         self._next_try = 0.0  # and when, by the monotonic clock

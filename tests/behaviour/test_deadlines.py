@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 
 import pytest
@@ -29,6 +30,16 @@ def test_read_deadline(watcher: AccountedWatcher, pairs: Pairs) -> None:
     again = watcher.read(conn, timeout=60)
     watcher.finish(again)
     assert again.data == b"later"
+
+
+def test_a_deadline_beyond_all_times(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """The longest wait that can be asked for is no trouble to the kernel."""
+    conn, peer = pairs.tcp()
+    read = watcher.read(conn, timeout=sys.float_info.max)
+    sending = Background(lambda: peer.sendall(b"x"))
+    assert watcher.wait(sys.float_info.max) == [read]
+    sending.result()
+    assert read.data == b"x"
 
 
 def test_write_deadline_against_a_peer_that_never_reads(watcher: AccountedWatcher, pairs: Pairs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import socket
@@ -157,6 +158,28 @@ def test_a_refusal_holds_nothing(watcher: AccountedWatcher, pairs: Pairs) -> Non
         gc.enable()
 
 
+def test_one_that_fails_costs_nothing(watcher: AccountedWatcher, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No socket can be made of the descriptor, as on macOS when the peer has gone; nor does it keep others waiting."""
+    conn, peer = pairs.tcp()
+    other, other_peer = pairs.tcp()
+    watcher.finish(watcher.write(conn, b"x"))
+    read = watcher.read(other)
+
+    class Refused(socket.SocketType):
+        def __init__(self, *_arguments: object) -> None:
+            raise OSError(errno.EINVAL, "getsockname")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "SocketType", Refused)
+        with pytest.raises(OSError, match="getsockname"):
+            watcher.watcher.detach(conn)
+        other_peer.sendall(b"goes on")
+        watcher.finish(read)
+        assert read.data == b"goes on"
+    taken_back(watcher, conn, pairs).sendall(b"y")
+    assert receive_exactly(peer, 2) == b"xy"
+
+
 def test_results_that_are_not_fetched_yet_do_not_matter(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """The request has finished; its result stays as it is."""
     conn, peer = pairs.tcp()
@@ -271,6 +294,6 @@ class TestWrongUse:
         conn, peer = pairs.tcp()
         watcher.finish(watcher.write(conn, b"x"))
         watcher.watcher.close()
-        with pytest.raises((gaio.WatcherClosedError, gaio.UnsupportedConnError)):
+        with pytest.raises(gaio.WatcherClosedError):
             watcher.watcher.detach(conn)
         assert receive_until_eof(peer) == b"x"

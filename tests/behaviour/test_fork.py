@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests import child
+from tests import backends, child
 from tests.backends import Name
 
 # Python 3.12 and newer warn of fork() in a process with threads, which is just what this is about.
@@ -99,6 +99,61 @@ def test_fork_while_another_thread_waits(backend: Name) -> None:
         peer.sendall(b"x")
         consumer.join()
         assert [bytes(result.buffer) for batch in batches for result in batch] == [b"x"]
+        watcher.close()
+        peer.close()
+        print("good")
+    """
+    assert child.output_of(code.format(backend=backend), *MAY_FORK) == "good"
+
+
+@pytest.mark.scenario(12)
+def test_fork_in_a_signal_handler(backend: Name) -> None:
+    """In the middle of wait_io(): in the child that call ends with WatcherClosedError, and in the parent it goes on."""
+    code = """
+        import os, signal, socket
+        import gaio
+
+        watcher = gaio.Watcher(backend={backend!r})
+        conn, peer = socket.socketpair()
+        watcher.read(conn)
+        forked = []
+        signal.signal(signal.SIGALRM, lambda *_: forked.append(os.fork()) or peer.sendall(b"x"))
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        try:
+            (result,) = watcher.wait_io(60)
+        except gaio.WatcherClosedError:
+            os._exit(0 if forked == [0] else 1)
+        assert bytes(result.buffer)[:1] == b"x"
+        assert os.waitpid(*forked, 0)[1] == 0
+        watcher.close()
+        peer.close()
+        print("good")
+    """
+    assert child.output_of(code.format(backend=backend), *MAY_FORK) == "good"
+
+
+# The simulated kernel has descriptors of its own, which a real kqueue(2) does not leave to a child.
+@pytest.mark.parametrize(
+    "backend", [name for name in backends.under_test() if not backends.is_simulated(name)], indirect=True
+)
+def test_no_descriptor_stays_open_in_the_child(backend: Name) -> None:
+    """Though the frame of the watcher thread, which does not run there, holds what it had in hand."""
+    code = """
+        import os, socket
+        import gaio
+        from tests import leaks
+        from tests.waiting import wait_until
+
+        before = leaks.in_use().descriptors
+        watcher = gaio.Watcher(backend={backend!r})
+        conn, peer = socket.socketpair()
+        watcher.read(conn)
+        wait_until(lambda: watcher._loop.sleeping, "the watcher thread to wait in the kernel")
+        pid = os.fork()
+        if pid == 0:
+            peer.close()
+            os._exit(0 if leaks.in_use().descriptors == before else 1)
+        assert os.waitpid(pid, 0)[1] == 0
         watcher.close()
         peer.close()
         print("good")

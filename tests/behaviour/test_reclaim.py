@@ -124,6 +124,15 @@ class TestForgottenWatcher:
         assert peer.recv(1) == b""
         wait_until(lambda: threading.active_count() == threads, "the thread of the watcher to end")
 
+    def test_while_a_lock_is_held_that_its_thread_needs(self, backend: Name) -> None:
+        """The collector may run anywhere, as in threading.enumerate(): it holds a lock that every thread ends with."""
+        threads = threading.active_count()
+        watchers = [gaio.Watcher(backend=backend)]
+        with threading._active_limbo_lock:  # type: ignore[attr-defined]  # private: there is no other way into it
+            watchers.clear()
+            gc.collect()
+        wait_until(lambda: threading.active_count() == threads, "the thread of the watcher to end")
+
     @pytest.mark.scenario(13)
     def test_it_goes_away_with_requests_pending(self, backend: Name, pairs: Pairs) -> None:
         threads = threading.active_count()

@@ -116,6 +116,30 @@ def test_a_write_of_a_view_outlives_the_batch_it_came_from(watcher: AccountedWat
     assert receiving.result()[MIB:] == expected
 
 
+def test_a_write_of_a_view_that_another_watcher_lent(
+    watcher: AccountedWatcher, make_watcher: MakeWatcher, pairs: Pairs
+) -> None:
+    """It is copied as one of the watcher's own would be: the other fills its arena anew before the write is done."""
+    other = make_watcher()
+    source, source_peer = pairs.tcp()
+    sink, sink_peer = pairs.tcp(buffers=8192)
+    blocker = watcher.write(sink, bytes(MIB))
+    expected, writes = b"", []
+    for seed in range(20):
+        source_peer.sendall(pattern(20_000, seed))
+        left = 20_000
+        while left:
+            read = other.read(source)
+            other.finish(read)
+            assert read.result is not None
+            left -= read.size
+            expected += read.data
+            writes.append(watcher.write(sink, read.result.buffer))
+    receiving = Background(lambda: receive_exactly(sink_peer, MIB + len(expected)))
+    watcher.finish(blocker, *writes)
+    assert receiving.result()[MIB:] == expected
+
+
 def test_waiting_reads_take_no_memory_of_the_arena(make_watcher: MakeWatcher, pairs: Pairs) -> None:
     """More bytes come in one batch than the arena has room for; each read still gets its own."""
     watcher = make_watcher(swap_size=4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import sys
 import threading
 from functools import partial
@@ -12,7 +13,7 @@ import pytest
 import gaio
 from tests.accounting import AccountedWatcher, Request
 from tests.peers import Closable, Pairs, receive_exactly, receive_until_eof
-from tests.waiting import LIMIT, Background
+from tests.waiting import LIMIT, Background, wait_until
 
 THREADS = 8
 
@@ -209,3 +210,32 @@ def test_submitting_never_blocks(watcher: AccountedWatcher, pairs: Pairs, operat
         watcher.finish_all()
     else:
         assert watcher.pending >= 99
+
+
+def test_a_request_of_the_wrong_kind_races_the_delegation(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """Another thread delegates the connection just then: accept() is refused all the same."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Slow(socket.socket):
+        def fileno(self) -> int:
+            if threading.current_thread() is not threading.main_thread() and not inside.is_set():
+                inside.set()
+                assert go_on.wait(LIMIT)
+            return super().fileno()
+
+    plain, peer = pairs.tcp()
+    conn = Slow(fileno=plain.detach())
+    writing = Background(lambda: watcher.write(conn, b"x"))
+    assert inside.wait(LIMIT)
+
+    def accept() -> None:
+        with pytest.raises(gaio.UnsupportedConnError, match="does not listen"):
+            watcher.watcher.accept(conn)
+
+    accepting = Background(accept)
+    loop = watcher.watcher._loop
+    wait_until(lambda: len(loop.inside) >= 3, "the second thread to wait for the first, beside the watcher's own")
+    go_on.set()
+    accepting.result()
+    watcher.finish(writing.result())
+    assert receive_exactly(peer, 1) == b"x"

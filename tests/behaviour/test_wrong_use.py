@@ -111,6 +111,17 @@ class TestConn:
             submit(unharmed, FilenoOfAnotherKind())
         assert_helpful(caught.value, "fileno()")
 
+    def test_a_socket_with_an_open_file(
+        self, unharmed: gaio.Watcher, pairs: Pairs, submit: Callable[[gaio.Watcher, Any], None]
+    ) -> None:
+        """Of makefile(): the socket's close() would leave the descriptor open until that is closed."""
+        conn, _ = pairs.tcp()
+        pairs.also_close(conn)
+        with conn.makefile("rb"), pytest.raises(gaio.UnsupportedConnError) as caught:
+            submit(unharmed, conn)
+        assert_helpful(caught.value, "makefile()")
+        assert conn.fileno() != -1
+
     def test_an_object_without_close(
         self, unharmed: gaio.Watcher, pairs: Pairs, submit: Callable[[gaio.Watcher, Any], None]
     ) -> None:
@@ -305,6 +316,7 @@ class TestBufferToWrite:
 BAD_TIMEOUTS: dict[str, tuple[Any, tuple[type[Exception], ...]]] = {
     "nan": (math.nan, (ValueError,)),
     "inf": (math.inf, (ValueError,)),
+    "more than a float can hold": (10**400, (ValueError,)),
     "negative": (-1, (ValueError,)),
     "a little negative": (-1e-9, (ValueError,)),
     "text": ("1", (TypeError,)),

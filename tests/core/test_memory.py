@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gaio.memory import COPY_LIMIT, KEPT_COPIES, Copies, Copy, Vector, iovec, memory_for_write, pin_for_read
+from gaio.platform import SwapMemory
 
 PARTS = st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=20)
 
@@ -60,11 +61,17 @@ def test_a_sequence_of_what_is_no_buffer() -> None:
         memory_for_write(range(3))
 
 
-def test_a_view_of_storage_that_is_lent_is_copied() -> None:
-    storage = bytearray(range(256)) * (COPY_LIMIT // 128)
-    memory, _ = memory_for_write(memoryview(storage)[1:], [storage])
+def swap_memory(data: bytes) -> memoryview:
+    storage = memoryview(SwapMemory(-1, len(data)))
+    storage[:] = data
+    return storage
+
+
+def test_a_view_of_swap_memory_is_copied() -> None:
+    storage = swap_memory(bytes(range(256)) * (COPY_LIMIT // 128))
+    memory, _ = memory_for_write(storage[1:])
     assert memory == bytes(storage[1:])
-    parts, length = memory_for_write([memoryview(storage)] * 20, [storage])
+    parts, length = memory_for_write([storage] * 20)
     before = bytes(storage) * 20
     storage[:] = bytes(len(storage))
     assert isinstance(parts, Vector)
@@ -105,6 +112,6 @@ def test_copies_are_each_their_own_and_use_the_memory_of_those_that_are_gone() -
 
 
 def test_what_is_larger_than_the_memory_for_copies_is_copied_all_the_same() -> None:
-    storage = bytearray(range(256)) * (COPY_LIMIT // 128)
-    memory, _ = memory_for_write(memoryview(storage), [storage], Copies(COPY_LIMIT))
+    storage = swap_memory(bytes(range(256)) * (COPY_LIMIT // 128))
+    memory, _ = memory_for_write(storage, Copies(COPY_LIMIT))
     assert memory == bytes(storage)

@@ -366,6 +366,21 @@ def free_what_was_just_submitted(world: World) -> Iterator[Act]:
 
 
 @scenario()
+def free_and_drop(world: World) -> Iterator[Act]:
+    """An interrupted free() that nobody repeats: the connection is closed, and not counted any more."""
+    held = list(world.pairs.unix())
+    peer = held.pop()
+    request = world.watcher.write(held[0], b"known")
+    world.watcher.finish(request)
+    del request
+    yield lambda: world.watcher.free(held[0])
+    held.clear()
+    world.watcher.wait(0)
+    assert receive_until_eof(peer) == b"known"
+    assert world.watcher.watcher.stats().conns == 0
+
+
+@scenario()
 def close_with_requests_pending(world: World) -> Iterator[Act]:
     conn, peer = world.pairs.unix()
     idle, peer_of_idle = world.pairs.unix()
@@ -624,6 +639,8 @@ def detach_or_free(world: World) -> Iterator[Act]:
     detached: list[socket.socket] = []
     yield lambda: detached.append(world.watcher.watcher.detach(conn))
     world.watcher.free(conn)
+    with contextlib.suppress(gaio.UnsupportedConnError):
+        raise AssertionError(f"it was freed, and handed back as {world.watcher.watcher.detach(conn)}")
     world.watcher.wait(0)
     for sock in detached:
         sock.close()

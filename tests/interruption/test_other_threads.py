@@ -153,7 +153,7 @@ def _close_during_a_detach(backend: backends.Name, number: int) -> str | None:
         world.watcher.finish(world.watcher.write(conn, b"known"))
         read = world.watcher.read(other)
         strike = Strike(number, world.watcher.watcher.close)
-        with contextlib.suppress(gaio.WatcherClosedError, gaio.UnsupportedConnError), strike:
+        with contextlib.suppress(gaio.WatcherClosedError), strike:
             world.pairs.also_close(world.watcher.watcher.detach(conn))
         if strike.place is not None:
             world.watcher.finish(read)

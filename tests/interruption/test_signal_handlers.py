@@ -7,6 +7,7 @@ whatever that thread does in gaio just then.
 from __future__ import annotations
 
 import contextlib
+import threading
 from functools import partial
 
 import pytest
@@ -172,3 +173,46 @@ def test_handler_at_every_fifth_opcode(
 ) -> None:
     """Each handler begins with another opcode, so that every opcode has its turn."""
     at_opcodes(partial(play, scenario, handler, backend), first=first, step=5)
+
+
+@pytest.mark.slow
+def test_a_handler_submits_for_what_is_being_delegated(backend: backends.Name) -> None:
+    """As one that writes to every connection there is: it becomes one connection, whoever delegates it."""
+    at_opcodes(partial(_submit_in_a_submission, backend))
+
+
+def _submit_in_a_submission(backend: backends.Name, number: int) -> str | None:
+    with World(backend, 4096) as world:
+        conn, peer = world.pairs.unix()
+        requests: list[Request] = []
+        strike = Strike(number, lambda: requests.append(world.watcher.write(conn, b"by the handler")))
+        with strike:
+            requests.append(world.watcher.read(conn))
+        peer.send(b"read")
+        world.watcher.finish(*requests)
+        assert [request.error for request in requests] == [None] * len(requests), strike.place
+        assert world.watcher.watcher.stats().conns == 1
+        world.watcher.free(conn)
+        world.watcher.wait(0)
+        sent = b"" if strike.place is None else b"by the handler"
+        assert receive_until_eof(peer) == sent, strike.place
+    return strike.place
+
+
+def test_a_handler_closes_the_watcher_that_is_being_closed(
+    backend: backends.Name, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While close() waits for the watcher thread: until Python 3.13, two join() in one thread might do so for ever."""
+    join = threading.Thread.join
+    joined: list[threading.Thread] = []
+
+    def interrupted(thread: threading.Thread, timeout: float | None = None) -> None:
+        joined.append(thread)
+        if len(joined) == 1:
+            watcher.close()
+        join(thread, timeout)
+
+    watcher = gaio.Watcher(backend=backend)
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    watcher.close()
+    assert len(joined) == 1
