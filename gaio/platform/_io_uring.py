@@ -29,6 +29,8 @@ Facts about io_uring that shaped this file
       a poll, and a write that finds no room is told of it by an epoll(7), which the ring polls. What is left of the
       trap: a socket that polls as failed for ever, for an error queue that nobody fetches (SO_TIMESTAMPING,
       IP_RECVERR), costs processor time while a request of it is pending. It costs nobody any bytes.
+    * An accept that waits in the ring installs the new descriptor when a client comes, not when the CQE is reaped: a
+      child that is forked in between has it as well, with nobody to close it.
     * What the CQ cannot hold the kernel keeps, and hands over at the next enter (IORING_FEAT_NODROP, Linux 5.5).
 
 Facts about interruption
@@ -47,6 +49,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import functools
 import math
 import mmap
@@ -108,7 +111,6 @@ IORING_OP_READ = 22
 IORING_OP_WRITE = 23
 IORING_OP_SEND = 26
 IORING_OP_RECV = 27
-IORING_OP_SHUTDOWN = 34  # 5.11
 IORING_OP_WRITEV = 2
 IOSQE_IO_LINK = 1 << 2  # the next entry starts when this one has succeeded
 IOSQE_BUFFER_SELECT = 1 << 5
@@ -200,7 +202,6 @@ _WRITE = _operation(IORING_OP_WRITE)
 _WRITEV = _operation(IORING_OP_WRITEV)
 _ACCEPT = _operation(IORING_OP_ACCEPT)
 _CONNECT = _operation(IORING_OP_CONNECT)
-_SHUTDOWN = _operation(IORING_OP_SHUTDOWN)
 _POLL_ADD = _operation(IORING_OP_POLL_ADD)
 _POLL_THEN_NEXT = _operation(IORING_OP_POLL_ADD, IOSQE_IO_LINK | IOSQE_CQE_SKIP_SUCCESS)
 _ASYNC_CANCEL = _operation(IORING_OP_ASYNC_CANCEL)
@@ -275,9 +276,11 @@ class IoUringBackend:
         self._parked: dict[Any, bool] = {}
         self._unpark = False  # something has changed for those
         self._cancelling: set[int] = set()  # queue tokens with a cancellation under way
+        self._shutting_down: Any = None  # the request whose shutdown(2) is under way
         self._missed: list[Any] = []  # requests that a cancellation did not find
         self._messages: list[Any] = []  # msghdr structures that the kernel has not read yet
         self._wake_armed = False
+        self._woken = False  # a wake-up has been taken out of the ring, for the wait() under way or the next one
         self._blocked: dict[int, Any] = {}  # by descriptor, the write that waits for room
         self._writability_armed = False
         self._some_writable = False  # one of those descriptors is, or was
@@ -288,6 +291,7 @@ class IoUringBackend:
             self._set_up(entries, cq_entries)
             self._swap_size = arena.size
             self._provide_buffers()
+            self._shutdown = _libc.collecting("shutdown", self._returned)
             self._enter_now = _libc.collecting("syscall", self._returned)
             self._enter_and_wait = _libc.collecting("syscall", self._returned, waits=True)
             self._timeout = kernel_timespec()
@@ -408,6 +412,8 @@ class IoUringBackend:
             if sys.platform == "linux":  # as it always is here; the type checker has to be told
                 with select.epoll() as poller:
                     poller.register(descriptor.fd)  # EPERM for what cannot be polled, as regular files
+            if fcntl.fcntl(descriptor.fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_WRONLY:
+                descriptor.reads.ready = UNKNOWN  # else it never polls as readable: it is tried at once and says so
             os.set_blocking(descriptor.fd, False)  # or a kernel worker would sit in read(2) for as long as it takes
 
     def unregister(self, descriptor: Descriptor) -> None:
@@ -452,7 +458,10 @@ class IoUringBackend:
                     continue
                 self._parked.pop(request, None)
                 kind = queue.descriptor.kind
-                if queue.outbound and memory is not None and _lacks_room(request, queue, kind):
+                if queue.outbound and memory is None:
+                    self._shut_down(request)
+                    continue
+                if queue.outbound and _lacks_room(request, queue, kind):
                     self._wait_until_writable(request, queue)
                     continue
                 if queue.ready >= POLL or kind == FILE or (memory is None and kind >= DATAGRAM):
@@ -461,6 +470,22 @@ class IoUringBackend:
                     append(self._entry(request, queue))
             queue.waiting = request
         self._write_entries(entries)
+
+    def _shut_down(self, request: Any) -> None:
+        """shutdown(2) does not block. The ring would have a kernel thread do it, and fail where there can be none."""
+        self._shutting_down = request
+        self._shutdown(request._queue.fd, socket.SHUT_WR)
+        self._finish_shutdown()
+
+    def _finish_shutdown(self) -> None:
+        """Also from settle(), in the thread whose errno it is: a second attempt may fail where this one did not."""
+        request = self._shutting_down
+        if request is not None and self._returned:
+            request._result = -ctypes.get_errno() if self._returned[0] < 0 else 0
+            if not (self.completed and self.completed[-1] is request):
+                self.completed.append(request)
+            self._returned.clear()
+        self._shutting_down = None
 
     def _write_entries(self, entries: list[bytes]) -> None:
         tail = self._sq_tail
@@ -481,8 +506,6 @@ class IoUringBackend:
         """The entry of a request on a socket."""
         memory = request._memory
         if memory is None:
-            if queue.outbound:
-                return SQE.pack(_SHUTDOWN, queue.fd, 0, 0, socket.SHUT_WR, 0, queue.token, 0)
             if queue.descriptor.kind == LISTENER:
                 return SQE.pack(_ACCEPT, queue.fd, 0, 0, 0, _SOCK_CLOEXEC, queue.token, 0)
             size = self._swap_read_size
@@ -515,12 +538,14 @@ class IoUringBackend:
     def _entry_with_poll(self, request: Any, queue: Any, kind: int) -> bytes:
         """The entry of what is not linked to its poll, or is polled again for having completed with -EAGAIN.
 
-        Files have O_NONBLOCK set, so the ring does not wait for them. For writes see _wait_until_writable(). And a swap
-        read of what keeps message boundaries needs room for the largest message, but no memory while it waits.
+        For writes see _wait_until_writable(). A swap read of what keeps message boundaries needs room for the largest
+        message, but no memory while it waits; nor does one of a file, which the ring may wait for though it has
+        O_NONBLOCK set (seen on Linux 6.18, with pipes).
         """
         memory = request._memory
         message = memory is None and not queue.outbound and kind != LISTENER
-        if not queue.outbound and (queue.ready == POLL or (message and kind != FILE and queue.ready != POLLED)):
+        go_ahead = queue.ready == POLLED or (kind == FILE and queue.ready == NOT_EMPTY)
+        if not queue.outbound and (queue.ready == POLL or (message and not go_ahead)):
             queue.ready = POLL
             return SQE.pack(_POLL_ADD, queue.fd, 0, 0, 0, _POLLIN, queue.token, 0)
         if message and kind >= DATAGRAM:
@@ -593,7 +618,7 @@ class IoUringBackend:
             self._unpark = False
             self.start(self._startable())
         self._arm()
-        if self.completed:  # already: to make room in the SQ is to reap
+        if self.completed or self._woken or (self._unpark and self._parked):  # to make room in the SQ is to reap
             timeout = 0
         if timeout == 0 or self._ksq_head[0] != self._sq_tail:
             # Sends complete at once as a rule: looking without dropping the GIL keeps the batch together.
@@ -611,6 +636,7 @@ class IoUringBackend:
             self._go_on_writing()
             self._enter(self._enter_now, 0)
             self._reap()
+        self._woken = False
         # Now and not with the next wait, and what that answers at once is left to be reaped: a loop that this is nested
         # in sees no other sign.
         if self._arm():
@@ -658,11 +684,9 @@ class IoUringBackend:
         tail = self._sq_tail
         if not self._wake_armed:
             # Multishot: the eventfd is never read, each write to it makes a CQE.
-            self._wake_armed = True
-            self._poll(self._wakeup.fd, IORING_POLL_ADD_MULTI, _WAKE)
+            self._poll(self._wakeup.fd, IORING_POLL_ADD_MULTI, _WAKE, "_wake_armed")
         if self._blocked and not self._writability_armed:
-            self._writability_armed = True
-            self._poll(self._writability.fd, 0, _WRITABLE)
+            self._poll(self._writability.fd, 0, _WRITABLE, "_writability_armed")
         if self._missed:
             for request in self._missed:
                 if request._queue is not None:
@@ -670,10 +694,12 @@ class IoUringBackend:
             self._missed.clear()
         return self._sq_tail != tail
 
-    def _poll(self, fd: int, flags: int, token: int) -> None:
-        """Have the ring poll a descriptor of our own."""
+    def _poll(self, fd: int, flags: int, token: int, armed: str) -> None:
+        """Have the ring poll a descriptor of our own; `armed` is the attribute that says so."""
         if (self._sq_tail - self._ksq_head[0]) & _MASK32 >= self._sq_entries:
             self._make_room()
+        self._batch = [_Arming(self, armed)]  # before the next line: settle() undoes that
+        setattr(self, armed, True)
         self._write_entries([SQE.pack(_POLL_ADD, fd, 0, 0, flags, _POLLIN, token, 0)])
 
     def _reap(self) -> bool:
@@ -776,8 +802,10 @@ class IoUringBackend:
         elif token == _WRITABLE:
             self._writability_armed = False
             self._some_writable = True
-        elif token == _WAKE and not flags & IORING_CQE_F_MORE:
-            self._wake_armed = False  # its thread has exited, or the kernel gave up on it
+        elif token == _WAKE:
+            self._woken = True
+            if not flags & IORING_CQE_F_MORE:
+                self._wake_armed = False  # its thread has exited, or the kernel gave up on it
 
     def _keep_order(self) -> None:
         order = threading.Lock()  # a new one: cut short here, it stays locked
@@ -816,6 +844,7 @@ class IoUringBackend:
             self._unpark = True
 
     def settle(self) -> list[Any]:
+        self._finish_shutdown()
         self._returned.clear()
         tail = self._sq_tail_word[0]
         if tail == self._sq_tail:
@@ -827,8 +856,8 @@ class IoUringBackend:
             self._parked.pop(request, None)  # it was being cancelled
             if request._queue is not None:  # else the core has finished it already
                 request._queue.waiting = None
+        self._cq_head_word[0] = self._reaped[0]  # cut short in between, the kernel would count these as new for ever
         self._reap()
-        self._wake_armed = self._writability_armed = False  # if it is armed still, a second one does no harm
         self._unpark = True
         self._blocked.clear()  # they will be started again
         held = list(self._parked)
@@ -868,6 +897,7 @@ class IoUringBackend:
             view.release()
         for view in (self._kcqes, self._sqes, self._buffer_tail):
             view.release()
+        _left_to_children.append(self._ring_memory)  # its munmap(2) could hit what the child has mapped there since
         own = ctypes.addressof(ctypes.c_char.from_buffer(self._ring_memory)), len(self._ring_memory)
         for address, length in (own, *self._mapped):
             _libc.map_zeros(address, length)
@@ -881,6 +911,8 @@ def _when_readable(queue: Any, entry: bytes) -> bytes:
 
 def _lacks_room(request: Any, queue: Any, kind: int) -> bool:
     """Whether a write has to wait until there is room: one was refused, or this one came back short."""
+    if type(request._memory) is SocketAddress:
+        return False  # what was short of room was the peer before, of a datagram socket
     return queue.ready == POLL or (request._offset > 0 and kind <= SOCKET and queue.ready != POLLED)
 
 
@@ -903,6 +935,28 @@ class _Cancellation:
         self._cancelling.discard(self._token)
 
 
+class _Arming:
+    """The same for a poll of a descriptor of our own. Armed twice, it would stay armed twice."""
+
+    __slots__ = ("_backend", "_armed")
+
+    def __init__(self, backend: IoUringBackend, armed: str) -> None:
+        self._backend = backend
+        self._armed = armed
+
+    @property
+    def _queue(self) -> _Arming:  # not a reference to itself: the backend would stay open until the collector runs
+        return self
+
+    @property
+    def waiting(self) -> None:
+        return None
+
+    @waiting.setter
+    def waiting(self, _: None) -> None:
+        setattr(self._backend, self._armed, False)
+
+
 class OwnMemory:
     """Memory for one swap read of a file; what is not used of it is given back."""
 
@@ -920,6 +974,8 @@ class OwnMemory:
 
 
 open_backend = IoUringBackend
+
+_left_to_children: list[mmap.mmap] = []
 
 
 class _Trial:
@@ -943,6 +999,16 @@ class _Trial:
         self.descriptor = self.reads = self._queue = self
 
 
+def _wait_for(backend: IoUringBackend) -> None:
+    """Until the probe's request has come back, but not for ever; `OSError` then, which is not remembered."""
+    deadline = monotonic() + 1
+    backend.wait(0.1)
+    while not backend.completed:
+        if monotonic() > deadline:
+            raise OSError(errno.ETIMEDOUT, "a receive did not come back within a second")
+        backend.wait(0.1)
+
+
 @functools.lru_cache(maxsize=1)
 def _probe_once(_process: int) -> tuple[bool, str, bool]:
     """Whether it works, why not or what it uses, and whether buffers are consumed by bytes."""
@@ -955,16 +1021,13 @@ def _probe_once(_process: int) -> tuple[bool, str, bool]:
         try:
             backend.start([trial])
             theirs.send(b"?")
-            deadline = monotonic() + 1
-            while not backend.completed and monotonic() < deadline:
-                backend.wait(0.1)
+            _wait_for(backend)
             if trial._result != 1 or bytes(trial.buffer) != b"?":
                 return False, f"a receive into a provided buffer returned {trial._result}", False
             backend.completed.clear()
             backend.start([trial])
             backend.cancel(trial)
-            while not backend.completed and monotonic() < deadline:
-                backend.wait(0.1)
+            _wait_for(backend)
             if trial._result != -errno.ECANCELED:
                 return False, f"a cancelled receive returned {trial._result}", False
             return True, backend.describe(), backend.incremental

@@ -64,6 +64,21 @@ def test_results_of_making_room(make_ring: MakeRing, pairs: Pairs) -> None:
         watcher._book(result)
 
 
+def test_a_wakeup_that_was_taken_in_making_room(make_ring: MakeRing, pairs: Pairs) -> None:
+    """As that of a close() that comes when a turn has begun with more requests than the ring has entries for."""
+    watcher = make_ring(entries=4, cq_entries=64)
+    ends = [pairs.unix() for _ in range(10)]
+    turn = watcher.watcher._loop.turn
+    with watcher.watcher._loop.watch:
+        ring: Any = watcher.watcher._loop.backend
+        turn(0)
+        assert ring._wake_armed
+        for conn, _ in ends:
+            watcher.read(conn)
+        ring.wake()
+        turn(None)  # for as long as it takes
+
+
 @pytest.mark.usefixtures("backend")
 def test_the_order_of_memory_accesses_is_kept_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a lock, on processors that reorder them. Interrupted, it must not be locked for ever."""
@@ -81,3 +96,49 @@ def test_the_order_of_memory_accesses_is_kept_after_an_interruption(monkeypatch:
 
     with told_of_opcodes():
         at_opcodes(play)
+
+
+def completions(world: World) -> tuple[int, int]:
+    """How many the kernel has been told are taken, and how many there were."""
+    ring: Any = world.loop.backend
+    return ring._cq_head_word[0], ring._kcq_tail[0]
+
+
+@pytest.mark.usefixtures("backend")
+def test_an_interrupted_wait_leaves_no_completion_that_counts_as_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel would have every wait return at once, for ever."""
+    monkeypatch.setattr(loop, "GRACE", 3600)
+
+    def play(number: int) -> str | None:
+        with World("io_uring", 4096) as world:
+            conn, peer = world.pairs.unix()
+            read = world.watcher.read(conn)
+            peer.send(b"x")
+            place = interrupted_at(number, lambda: world.watcher.wait(1))
+            world.watcher.finish(read)
+            assert world.watcher.wait(0) == []
+            assert completions(world)[0] == completions(world)[1], place
+        return place
+
+    with told_of_opcodes():
+        at_opcodes(play)
+
+
+@pytest.mark.usefixtures("backend")
+def test_a_wakeup_is_told_of_once_however_many_waits_were_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "GRACE", 3600)
+
+    def completions_of_a_wakeup(world: World) -> int:
+        world.watcher.wait(0)
+        _, before = completions(world)
+        world.loop.backend.wake()
+        world.watcher.wait(0)
+        return completions(world)[1] - before
+
+    with told_of_opcodes(), World("io_uring", 4096) as world:
+        conn, _ = world.pairs.unix()
+        world.watcher.read(conn)
+        assert completions_of_a_wakeup(world) == 1
+        for number in range(1, 400, 3):
+            interrupted_at(number, lambda: world.watcher.wait(0))
+        assert completions_of_a_wakeup(world) == 1

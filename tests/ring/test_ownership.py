@@ -10,7 +10,8 @@ from collections import Counter
 import pytest
 
 import gaio
-from tests.accounting import Request
+from tests import leaks
+from tests.accounting import AccountedWatcher, Request
 from tests.peers import Closable, Pairs, pattern, receive_until_eof
 from tests.ring.conftest import MakeRing
 from tests.waiting import Background, wait_until
@@ -234,3 +235,32 @@ def test_the_wake_up_survives_the_thread_that_armed_it(make_ring: MakeRing, pair
         write = watcher.write(conn, b"x")
         assert harvesting.result() == [write]
         assert peer.recv(1) == b"x"
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["the first read", "a read after another"])
+def test_a_read_of_a_pipe_takes_no_memory_while_it_waits(watcher: AccountedWatcher, pairs: Pairs, again: bool) -> None:
+    conn, peer = pairs.pipe_to_read()
+    if again:
+        read = watcher.read(conn)
+        peer.write(b"first")
+        watcher.finish(read)
+        assert read.data == b"first"
+    read = watcher.read(conn)
+    for _ in range(3):
+        assert watcher.wait(0) == []
+    (connection,) = watcher.watcher._loop.descriptors.values()
+    request = connection.reads.head
+    assert request is not None
+    assert request._memory is None
+    peer.write(b"second")
+    watcher.finish(read)
+    assert read.data == b"second"
+
+
+def test_shutdown_needs_no_kernel_thread(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """Of which there may be none to be had (RLIMIT_NPROC): it would be asked for again and again."""
+    conn, peer = pairs.tcp()
+    before = leaks.kernel_threads()
+    watcher.finish(watcher.shutdown(conn))
+    assert peer.recv(1) == b""
+    assert leaks.kernel_threads() <= before

@@ -6,6 +6,7 @@ Containers and hardened kernels do refuse it, so this is a matter of course and 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -187,3 +188,10 @@ def test_a_watcher_that_cannot_be_made_leaves_nothing(
     assert leaks.in_use().since(before) == []
     with gaio.Watcher(backend=backend) as watcher:
         assert watcher.backend == "io_uring", "it is made as soon as there is room again"
+
+
+def test_a_process_that_was_stopped_while_it_probed(libc: FaultyLibc, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For longer than the probe has patience, between any two of its looks at the clock: it works all the same."""
+    clock = itertools.count(0, 10)
+    monkeypatch.setattr(_io_uring, "monotonic", lambda: next(clock))
+    assert offer().available

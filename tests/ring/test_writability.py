@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from pathlib import Path
 
-from tests.accounting import MakeWatcher
+import gaio
+from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.faulty_libc import FaultyLibc
 from tests.peers import Pairs, pattern, receive_exactly, receive_until_eof
 from tests.waiting import Background
@@ -71,3 +73,24 @@ def test_many_have_room_at_once(make_watcher: MakeWatcher, pairs: Pairs) -> None
     watcher.finish(*writes)
     assert not any(write.error for write in writes)
     assert all(received == message for received in receiving.result())
+
+
+def test_connect_does_not_wait_for_room_at_the_peer_before(
+    watcher: AccountedWatcher, pairs: Pairs, tmp_path: Path
+) -> None:
+    """A datagram socket may choose another peer, connect(2), while the queue of its first one is full."""
+    conn, first, second = (socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(3))
+    for number, peer in enumerate((first, second)):
+        pairs.also_close(peer)
+        peer.bind(str(tmp_path / str(number)))
+    conn.connect(first.getsockname())
+    while True:
+        write = watcher.write(conn, b"x", timeout=0.05)
+        watcher.finish(write)
+        if write.error is not None:
+            break
+    assert isinstance(write.error, gaio.DeadlineError)
+    connect = watcher.connect(conn, second.getsockname())
+    watcher.finish(connect, watcher.write(conn, b"to the second"))
+    assert connect.error is None
+    assert second.recv(100) == b"to the second"
