@@ -910,6 +910,7 @@ class Loop:
         self.consumer = 0
         self.inside = set()
         self.joining = set()
+        self.started = False  # the thread does not run here, and nobody is to wait for it
         self.failure = self.delivery = None
         # Another thread of the parent may have been in the middle of closing one, or of parting with one.
         fds = {*self.dying, *(connection.fd for connection in self.descriptors.values() if connection.fd >= 0)}
