@@ -113,7 +113,7 @@ class Release:
 class HandBack(Release):
     """An item of the inbox: part with this connection without closing it."""
 
-    __slots__ = ("done", "error", "owner", "sock")
+    __slots__ = ("done", "error", "owner", "sock", "dropped")
 
     connection: Connection
 
@@ -123,6 +123,7 @@ class HandBack(Release):
         self.error: Exception | None = None
         self.owner: list[Any] = []  # of the descriptor, once the loop has parted with it
         self.sock = _libc.blank_socket()  # what is made of it then
+        self.dropped = False  # it was closed, and is for nobody to have
 
 
 class Loop:
@@ -320,6 +321,7 @@ class Loop:
         """Close what detach() would have returned, unless another thread takes it first."""
         item = self.parted.pop(key, None)
         if item is not None:
+            item.dropped = True
             item.sock.close()
             item.owner.clear()
 

@@ -309,25 +309,29 @@ class Watcher:
                 raise UnsupportedConnError("conn is no socket: only sockets can be handed back")
             loop.hand_back(connection)
         parted, key = loop.parted, id(conn)
-        connection = None
+        item = parted.get(key)
         try:
-            item = parted[key]
+            if item is None:
+                raise KeyError(key)
             with loop.delegation:  # not by two threads at once, should there be two
                 _libc.take_over(item.sock, item.owner[0])
-            connection, sock = item.connection, item.sock
-            self._leave_to_collector(conn, connection)
+            sock = item.sock
+            self._leave_to_collector(conn, item.connection)
             # Of several threads, one succeeds in this. From here to the caller no signal handler runs, see wait_io():
             # so the socket is either still there for the next call, or the caller has it.
             del parted[key]
             return sock
-        except (KeyError, IndexError):
+        except BaseException as error:
+            if item is not None and parted.get(key) is item:  # nobody may call again
+                self._reclaim_when_collected(conn, item.connection)
+                raise
+            if item is not None and item.dropped:
+                item.sock.close()
+            if not isinstance(error, Exception):
+                raise
             if loop.closing:
                 raise WatcherClosedError("the watcher was closed meanwhile") from None
             raise UnsupportedConnError(f"conn was detached by another thread, or freed meanwhile: {conn!r}") from None
-        except BaseException:
-            if connection is not None:
-                self._reclaim_when_collected(conn, connection)  # nobody may call again
-            raise
 
     def free(self, conn: HasFileno) -> None:
         """Give the connection up: requests still pending complete with `ConnClosedError`, then it is closed.
