@@ -28,7 +28,8 @@ Facts about io_uring that shaped this file
       the wrong place. So no byte is waited for in the ring: sends and receives are MSG_DONTWAIT. A receive is linked to
       a poll, and a write that finds no room is told of it by an epoll(7), which the ring polls. What is left of the
       trap: a socket that polls as failed for ever, for an error queue that nobody fetches (SO_TIMESTAMPING,
-      IP_RECVERR), costs processor time while a request of it is pending. It costs nobody any bytes.
+      IP_RECVERR), costs processor time while a request of it is pending. It costs nobody any bytes. So does a write
+      that is refused though its descriptor polls as writable: one to an eventfd with room for smaller numbers only.
     * An accept that waits in the ring installs the new descriptor when a client comes, not when the CQE is reaped: a
       child that is forked in between has it as well, with nobody to close it.
     * What the CQ cannot hold the kernel keeps, and hands over at the next enter (IORING_FEAT_NODROP, Linux 5.5).
