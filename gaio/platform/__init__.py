@@ -61,7 +61,6 @@ FILE = 4  # a pipe, terminal, eventfd …: read(2) and write(2) instead of recv(
 LISTENER = 5  # a listening socket: its inbound requests accept(2), and return the descriptor; it must not block
 
 
-
 class SwapMemory(mmap.mmap):
     """What the views of reads without a buffer show, of whichever watcher; see the contract."""
 

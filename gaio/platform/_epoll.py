@@ -21,7 +21,7 @@ from collections.abc import Mapping
 
 from gaio.platform import FILE, NO_DESCRIPTORS, _libc
 from gaio.platform._eventfd import Wakeup
-from gaio.platform._readiness import ReadinessBackend
+from gaio.platform._readiness import LONGEST_WAIT, ReadinessBackend
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -65,7 +65,6 @@ MAX_EVENTS = 256
 _WAKE = 0  # the eventfd's token; those of descriptors begin with 2
 
 # What to do about an error of EPOLL_CTL_DEL: nothing, the descriptor is not registered, which was the aim.
-_LONGEST_WAIT = 1e6  # in seconds: epoll_wait(2) takes milliseconds in an int
 _NOT_REGISTERED = (errno.ENOENT, errno.EBADF)
 
 
@@ -144,7 +143,7 @@ class EpollBackend(ReadinessBackend):
             self._epoll_look(self._epoll, self._events_pointer, MAX_EVENTS, 0)
         else:
             # Rounded up to whole milliseconds, or a wait for the last half of one would spin.
-            milliseconds = -1 if timeout is None else math.ceil(min(timeout, _LONGEST_WAIT) * 1000)
+            milliseconds = -1 if timeout is None else math.ceil(min(timeout, LONGEST_WAIT) * 1000)
             self._epoll_wait(self._epoll, self._events_pointer, MAX_EVENTS, milliseconds)
         if self._counts[0] < 0:
             number = ctypes.get_errno()

@@ -61,7 +61,8 @@ import socket
 import struct
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from time import monotonic
 
 from gaio.memory import SocketAddress, Vector
@@ -583,7 +584,8 @@ class IoUringBackend:
             self._make_room()
             self.cancel(request)  # it may have come back meanwhile
             return
-        self._batch = [_Cancellation(self._cancelling, queue.token)]  # before the next line: settle() undoes that
+        # Before the next line: settle() undoes that.
+        self._batch = [_NoRequest(partial(self._cancelling.discard, queue.token))]
         self._cancelling.add(queue.token)
         self._write_entries([SQE.pack(_ASYNC_CANCEL, -1, 0, queue.token, 0, 0, _CANCELLATION | queue.token, 0)])
 
@@ -699,7 +701,7 @@ class IoUringBackend:
         """Have the ring poll a descriptor of our own; `armed` is the attribute that says so."""
         if (self._sq_tail - self._ksq_head[0]) & _MASK32 >= self._sq_entries:
             self._make_room()
-        self._batch = [_Arming(self, armed)]  # before the next line: settle() undoes that
+        self._batch = [_NoRequest(partial(setattr, self, armed, False))]  # before the next line: settle() undoes that
         setattr(self, armed, True)
         self._write_entries([SQE.pack(_POLL_ADD, fd, 0, 0, flags, _POLLIN, token, 0)])
 
@@ -894,9 +896,8 @@ class IoUringBackend:
         self._ring = -1
         _libc.close_all(self._open)
         self._wakeup.abandon()
-        for view in (self._ksq_head, self._sq_tail_word, self._ksq_flags, self._cq_head_word, self._kcq_tail):
-            view.release()
-        for view in (self._kcqes, self._sqes, self._buffer_tail):
+        words = (self._ksq_head, self._sq_tail_word, self._ksq_flags, self._cq_head_word, self._kcq_tail)
+        for view in (*words, self._kcqes, self._sqes, self._buffer_tail):
             view.release()
         _left_to_children.append(self._ring_memory)  # its munmap(2) could hit what the child has mapped there since
         own = ctypes.addressof(ctypes.c_char.from_buffer(self._ring_memory)), len(self._ring_memory)
@@ -917,36 +918,18 @@ def _lacks_room(request: Any, queue: Any, kind: int) -> bool:
     return queue.ready == POLL or (request._offset > 0 and kind <= SOCKET and queue.ready != POLLED)
 
 
-class _Cancellation:
-    """Stands in `_batch` for a cancellation, so that settle() takes it back if it never became the kernel's."""
+class _NoRequest:
+    """Stands in `_batch` for an entry that is no request's, so that settle() takes back what tells of it, should it
+    never become the kernel's.
+    """
 
-    __slots__ = ("_queue", "_cancelling", "_token")
+    __slots__ = ("_undo",)
 
-    def __init__(self, cancelling: set[int], token: int) -> None:
-        self._queue = self
-        self._cancelling = cancelling
-        self._token = token
-
-    @property
-    def waiting(self) -> None:
-        return None
-
-    @waiting.setter
-    def waiting(self, _: None) -> None:
-        self._cancelling.discard(self._token)
-
-
-class _Arming:
-    """The same for a poll of a descriptor of our own. Armed twice, it would stay armed twice."""
-
-    __slots__ = ("_backend", "_armed")
-
-    def __init__(self, backend: IoUringBackend, armed: str) -> None:
-        self._backend = backend
-        self._armed = armed
+    def __init__(self, undo: Callable[[], object]) -> None:
+        self._undo = undo
 
     @property
-    def _queue(self) -> _Arming:  # not a reference to itself: the backend would stay open until the collector runs
+    def _queue(self) -> _NoRequest:  # not a reference to itself: what it leads to would stay until the collector runs
         return self
 
     @property
@@ -955,7 +938,7 @@ class _Arming:
 
     @waiting.setter
     def waiting(self, _: None) -> None:
-        setattr(self._backend, self._armed, False)
+        self._undo()
 
 
 class OwnMemory:

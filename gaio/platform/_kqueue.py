@@ -43,7 +43,7 @@ from gaio.platform._kqueue_abi import (
     Kqueue,
     system,
 )
-from gaio.platform._readiness import READY_FOR_GOOD, ReadinessBackend
+from gaio.platform._readiness import LONGEST_WAIT, READY_FOR_GOOD, ReadinessBackend
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -56,8 +56,6 @@ FOR_GOOD = EV_EOF | EV_ERROR | EV_OOBAND
 
 MAX_EVENTS = 1024
 _WAKE = 0  # the token of the wake-up; those of descriptors begin with 2
-# macOS refuses a time far ahead. Nobody minds a wait that ends with nothing once in eleven days.
-_LONGEST_WAIT = 1e6
 
 # What to do about these errors of a change: nothing, see the facts above.
 _REGISTERED = (errno.EINTR, errno.EPIPE)
@@ -230,7 +228,7 @@ class KqueueBackend(ReadinessBackend):
         if timeout == 0:
             kevent, time_pointer = self._kevent_look, NO_TIME
         elif timeout is not None:
-            nanoseconds = int(min(timeout, _LONGEST_WAIT) * 1_000_000_000)
+            nanoseconds = int(min(timeout, LONGEST_WAIT) * 1_000_000_000)
             self._timespec[0], self._timespec[1] = divmod(nanoseconds, 1_000_000_000)
             time_pointer = self._timespec_pointer
         kevent(self._kqueue.fd, None, self._no_changes, self._events_pointer, self._max_events, time_pointer)

@@ -55,6 +55,10 @@ _MADE_AGAIN = (0, errno.EAGAIN, errno.EINTR, errno.ENOBUFS)  # errors that say n
 _ENOBUFS = -errno.ENOBUFS
 ENOBUFS_PAUSE = 0.010  # seconds until a write that met ENOBUFS is tried again
 
+# In seconds. macOS refuses a time far ahead, and epoll_wait(2) takes milliseconds in an int. Nobody minds a wait that
+# ends with nothing once in eleven days.
+LONGEST_WAIT = 1e6
+
 # A peer that has gone must not kill the process: SIGPIPE is suppressed per call, whatever the application has done with
 # the signal. write(2) to a pipe has no such flag; there it matters that Python ignores SIGPIPE from the start.
 # MSG_DONTWAIT leaves the mode of the socket as the caller set it, which matters because a duplicate of the descriptor
