@@ -80,3 +80,8 @@ def under_test() -> list[str]:
 def telling_readiness() -> list[str]:
     """Those of them that make the calls which move bytes themselves, so that a fault can be put into such a call."""
     return [name for name in under_test() if name != "io_uring"]
+
+
+def on_a_real_kernel() -> list[str]:
+    """Those of them that need no simulation here."""
+    return [name for name in under_test() if not is_simulated(name)]

@@ -133,9 +133,7 @@ def test_fork_in_a_signal_handler(backend: Name) -> None:
 
 
 # The simulated kernel has descriptors of its own, which a real kqueue(2) does not leave to a child.
-@pytest.mark.parametrize(
-    "backend", [name for name in backends.under_test() if not backends.is_simulated(name)], indirect=True
-)
+@pytest.mark.parametrize("backend", backends.on_a_real_kernel(), indirect=True)
 def test_no_descriptor_stays_open_in_the_child(backend: Name) -> None:
     """Though the frame of the watcher thread, which does not run there, holds what it had in hand."""
     code = """

@@ -134,7 +134,7 @@ def test_500_interruptions_under_traffic(
 
 @pytest.mark.scenario(2, on="epoll, kqueue")
 @pytest.mark.parametrize("call", ["send", "recv"])
-@pytest.mark.parametrize("backend", [name for name in backends.under_test() if name != "io_uring"], indirect=True)
+@pytest.mark.parametrize("backend", backends.telling_readiness(), indirect=True)
 def test_a_call_that_moved_everything_leaves_the_connection_ready(
     libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs, call: str
 ) -> None:

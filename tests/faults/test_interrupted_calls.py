@@ -21,7 +21,7 @@ from tests.waiting import Background
 pytestmark = pytest.mark.scenario(1)
 
 # The simulated kqueue has no wait in libc that could be interrupted.
-WITH_LIBC = [name for name in backends.under_test() if not backends.is_simulated(name)]
+WITH_LIBC = backends.on_a_real_kernel()
 WAITS = {"epoll": "epoll_wait", "kqueue": "kevent", "io_uring": "syscall"}
 
 

@@ -113,9 +113,7 @@ def test_the_ring_takes_no_entries_for_the_moment(
 
 
 @pytest.mark.scenario(17, on="epoll, io_uring")
-@pytest.mark.parametrize(
-    "backend", [name for name in backends.under_test() if not backends.is_simulated(name)], indirect=True
-)
+@pytest.mark.parametrize("backend", backends.on_a_real_kernel(), indirect=True)
 def test_an_error_of_the_wait_comes_out_and_loses_nothing(
     libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs, backend: str
 ) -> None:

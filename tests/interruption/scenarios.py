@@ -365,14 +365,17 @@ def free_what_was_just_submitted(world: World) -> Iterator[Act]:
     assert receive_until_eof(peer) == b"in time"[: write.size]
 
 
+def _held_by_a_list(world: World) -> tuple[list[socket.socket], socket.socket]:
+    """A connection that the watcher knows and that goes when the list is cleared, and its peer."""
+    conn, peer = world.pairs.unix()
+    world.watcher.finish(world.watcher.write(conn, b"known"))
+    return [conn], peer
+
+
 @scenario()
 def free_and_drop(world: World) -> Iterator[Act]:
     """An interrupted free() that nobody repeats: the connection is closed, and not counted any more."""
-    held = list(world.pairs.unix())
-    peer = held.pop()
-    request = world.watcher.write(held[0], b"known")
-    world.watcher.finish(request)
-    del request
+    held, peer = _held_by_a_list(world)
     yield lambda: world.watcher.free(held[0])
     held.clear()
     world.watcher.wait(0)
@@ -650,11 +653,7 @@ def detach_or_free(world: World) -> Iterator[Act]:
 @scenario()
 def detach_or_drop(world: World) -> Iterator[Act]:
     """After an interruption of detach(), a connection that nobody holds any more is closed."""
-    held = list(world.pairs.unix())
-    peer = held.pop()
-    request = world.watcher.write(held[0], b"known")
-    world.watcher.finish(request)
-    del request
+    held, peer = _held_by_a_list(world)
     detached: list[socket.socket] = []
     yield lambda: detached.append(world.watcher.watcher.detach(held[0]))
     held.clear()

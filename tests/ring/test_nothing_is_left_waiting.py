@@ -79,6 +79,15 @@ def test_a_wakeup_that_was_taken_in_making_room(make_ring: MakeRing, pairs: Pair
         turn(None)  # for as long as it takes
 
 
+def read_interrupted_at(number: int, world: World) -> str | None:
+    conn, peer = world.pairs.unix()
+    read = world.watcher.read(conn)
+    peer.send(b"x")
+    place = interrupted_at(number, lambda: world.watcher.wait(1))
+    world.watcher.finish(read)
+    return place
+
+
 @pytest.mark.usefixtures("backend")
 def test_the_order_of_memory_accesses_is_kept_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a lock, on processors that reorder them. Interrupted, it must not be locked for ever."""
@@ -87,12 +96,7 @@ def test_the_order_of_memory_accesses_is_kept_after_an_interruption(monkeypatch:
 
     def play(number: int) -> str | None:
         with World("io_uring", 4096) as world:
-            conn, peer = world.pairs.unix()
-            read = world.watcher.read(conn)
-            peer.send(b"x")
-            place = interrupted_at(number, lambda: world.watcher.wait(1))
-            world.watcher.finish(read)
-        return place
+            return read_interrupted_at(number, world)
 
     with told_of_opcodes():
         at_opcodes(play)
@@ -111,11 +115,7 @@ def test_an_interrupted_wait_leaves_no_completion_that_counts_as_new(monkeypatch
 
     def play(number: int) -> str | None:
         with World("io_uring", 4096) as world:
-            conn, peer = world.pairs.unix()
-            read = world.watcher.read(conn)
-            peer.send(b"x")
-            place = interrupted_at(number, lambda: world.watcher.wait(1))
-            world.watcher.finish(read)
+            place = read_interrupted_at(number, world)
             assert world.watcher.wait(0) == []
             assert completions(world)[0] == completions(world)[1], place
         return place
