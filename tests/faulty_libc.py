@@ -8,7 +8,10 @@ fewer bytes than they were asked to, or are followed by an interruption.
 from __future__ import annotations
 
 import ctypes
+import signal
+import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -51,6 +54,7 @@ class FaultyLibc:
         self._faults: dict[str, list[_Fault]] = {}
         self._most: dict[str, tuple[int, int]] = {}
         self._interrupted: dict[str, int] = {}
+        self._signals: dict[str, tuple[signal.Signals, Condition]] = {}
         self.struck = 0  # calls that failed because of a fault
         self.calls: dict[str, int] = {}
         for library in ("keeping_gil", "dropping_gil"):
@@ -69,9 +73,16 @@ class FaultyLibc:
         """Raise KeyboardInterrupt when the next `times` calls of this function have returned, as Ctrl-C may."""
         self._interrupted[name] = times
 
+    def signal_before(self, name: str, number: signal.Signals, when: Condition) -> None:
+        """Let a signal come just before the main thread's next call that `when` is true for: too late for its handler
+        to run, which only that thread does.
+        """
+        self._signals[name] = (number, when)
+
     def recover(self) -> None:
         """From now on nothing fails."""
         self._faults.clear()
+        self._signals.clear()
         self._most.clear()
         self._interrupted.clear()
 
@@ -82,6 +93,14 @@ class FaultyLibc:
                 self.struck += 1
                 return fault.error
         return None
+
+    def signal_for(self, name: str, arguments: tuple[Any, ...]) -> signal.Signals | None:
+        number, when = self._signals.get(name, (None, every_call))
+        if number is None or not when(*arguments) or threading.current_thread() is not threading.main_thread():
+            return None
+        del self._signals[name]
+        self.struck += 1
+        return number
 
     def called(self, name: str) -> None:
         left = self._interrupted.get(name, 0)
@@ -95,6 +114,13 @@ class FaultyLibc:
         if not most:
             return arguments
         return (*arguments[:place], min(most, arguments[place]), *arguments[place + 1 :])
+
+
+def _signalled(number: signal.Signals, call: partial[Any]) -> Any:
+    """Send this thread the signal and make the call. C code does both, so that no handler runs in between."""
+    kill = partial(ctypes.PyDLL(None).pthread_kill, ctypes.c_ulong(threading.get_ident()), int(number))
+    _, result = map(partial.__call__, (kill, call))
+    return result
 
 
 class _FaultyLibrary:
@@ -119,7 +145,9 @@ class _FaultyFunction:
         real, name, faults = (self.__dict__[key] for key in ("_real", "__name__", "_faults"))
         error = faults.fault_of(name, arguments)
         if error is None:
-            result = real(*faults.shortened(name, arguments))
+            call = partial(real, *faults.shortened(name, arguments))
+            number = faults.signal_for(name, arguments)
+            result = call() if number is None else _signalled(number, call)
             faults.called(name)
             return result
         ctypes.set_errno(error)

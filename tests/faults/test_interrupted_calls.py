@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import itertools
 import random
+import signal
 import socket
+import threading
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ from tests import backends
 from tests.accounting import MakeWatcher
 from tests.faulty_libc import Condition, FaultyLibc, every_call
 from tests.peers import Pairs, pattern, receive_exactly
-from tests.waiting import Background
+from tests.waiting import LIMIT, Background
 
 pytestmark = pytest.mark.scenario(1)
 
@@ -36,6 +38,14 @@ def interrupt_waits(libc: FaultyLibc, backend: str, times: int | None) -> None:
 
 def enters_ring(*arguments: Any) -> bool:
     return bool(arguments[0] == _io_uring.SYS_io_uring_enter)
+
+
+def enters_ring_and_blocks(*arguments: Any) -> bool:
+    return enters_ring(*arguments) and bool(arguments[3])  # min_complete
+
+
+def blocks(*arguments: Any) -> bool:
+    return bool(arguments[3])  # the timeout of epoll_wait(2)
 
 
 @pytest.mark.scenario(1, on="epoll, io_uring")
@@ -67,6 +77,34 @@ def test_a_wait_that_is_interrupted_lasts_no_longer(
     assert watcher.wait(0.05) == []
     assert libc.struck
     libc.recover()
+
+
+@pytest.mark.scenario(1, on="epoll, io_uring")
+@pytest.mark.parametrize("backend", WITH_LIBC, indirect=True)
+def test_a_signal_just_before_the_wait_is_heard_without_any_result(
+    libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs, backend: str
+) -> None:
+    """It comes when the interpreter has looked for signals for the last time: the call is not interrupted by it."""
+    watcher = make_watcher()
+    conn, peer = pairs.tcp()
+    read = watcher.read(conn)
+    heard = threading.Event()
+
+    def end_the_wait() -> bool:
+        by_itself = heard.wait(LIMIT)
+        peer.sendall(b"x")
+        return by_itself
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: heard.set())
+    try:
+        libc.signal_before(WAITS[backend], signal.SIGUSR1, blocks if backend == "epoll" else enters_ring_and_blocks)
+        ending = Background(end_the_wait)
+        assert watcher.wait(0) == []  # takes the wake-up that brought the watch here
+        watcher.finish(read)
+        assert libc.struck
+        assert ending.result()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 @pytest.mark.scenario(1, on="epoll, kqueue")
