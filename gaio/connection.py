@@ -116,21 +116,23 @@ def is_socket(fd: int) -> bool:
     return stat.S_ISSOCK(os.fstat(fd).st_mode)
 
 
-def kind_of(fd: int) -> int:
-    """How bytes move on this descriptor, see gaio/platform; `OSError` when the number is not an open descriptor."""
+def kind_of(fd: int, operation: Operation) -> int:
+    """How bytes move on this descriptor, see gaio/platform; `OSError` when the number is not an open descriptor.
+
+    Where the system does not tell whether a socket listens, the operation that is wanted decides: accept(2) or recv(2)
+    will say so if that was wrong.
+    """
     if not is_socket(fd):
         return FILE
-    if _sockets.option(fd, socket.SO_ACCEPTCONN):
-        return LISTENER
     type_of_socket = _sockets.option(fd, socket.SO_TYPE)
+    if type_of_socket not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+        return DATAGRAM  # SOCK_DGRAM, SOCK_RAW, SOCK_RDM: socket(2)
+    listens = _sockets.listens(fd)
+    if listens or (listens is None and operation is ACCEPT):
+        return LISTENER
     if type_of_socket == socket.SOCK_SEQPACKET:
         return SEQPACKET
-    if type_of_socket != socket.SOCK_STREAM:
-        return DATAGRAM  # SOCK_DGRAM, SOCK_RAW, SOCK_RDM: socket(2)
-    family, _ = _sockets.family_and_port(fd)
-    if family not in (socket.AF_INET, socket.AF_INET6):
-        return SOCKET
-    return STREAM
+    return STREAM if _sockets.is_tcp(fd) else SOCKET
 
 
 def check_kind(kind: int, operation: Operation) -> None:
@@ -147,13 +149,23 @@ def check_kind(kind: int, operation: Operation) -> None:
 
 def check_connected(fd: int, kind: int) -> None:
     """`UnsupportedConnError` when it is a TCP socket that never was."""
-    # A TCP socket that was connected has kept its local port, even when its peer has reset it already, which is for
-    # the first read to report.
-    if kind == STREAM and not _sockets.family_and_port(fd)[1]:
+    # A TCP socket that was connected has kept its local port, or has none at all any more, even when its peer has reset
+    # it already, which is for the first read to report.
+    if kind != STREAM:
+        return
+    address = _sockets.local_address(fd)
+    if address is not None and not address[1]:
         raise UnsupportedConnError("conn is not connected: connect() it before submitting requests")
 
 
-def check_unconnected(fd: int, kind: int) -> None:
-    """`UnsupportedConnError` when it is connected: only a datagram socket may choose another peer, connect(2)."""
+def family_to_connect(fd: int, kind: int) -> int:
+    """Its address family; `UnsupportedConnError` when it is connected, or was.
+
+    Only a datagram socket may choose another peer, connect(2).
+    """
     if kind != DATAGRAM and _sockets.has_peer(fd):
         raise UnsupportedConnError("conn is connected already: connect a new socket instead")
+    address = _sockets.local_address(fd)
+    if address is None:
+        raise UnsupportedConnError("conn was connected, and that connection has ended: connect a new socket instead")
+    return address[0]

@@ -74,7 +74,7 @@ IDLE_TICKS = 100
 # the system call does not interrupt that call, and its handler, so Ctrl-C, would run after the next result only; as in
 # CPython's own select.select(). epoll_pwait(2) and io_uring_enter(2) could close that gap, with the signal mask of the
 # thread changed around every wait; kevent(2) could not. signal.set_wakeup_fd() is the application's.
-LONGEST_WAIT = 1.0
+SIGNAL_LATENCY = 1.0
 
 # For how long the collection of a watcher that was not closed may hold up the thread that drops it, in seconds.
 PATIENCE = 1.0
@@ -406,7 +406,7 @@ class Loop:
         more = MORE_TURNS
         while not self.closed:
             if not self.closing:  # else the wake-up for it may have been taken by a turn of another thread
-                self.turn(LONGEST_WAIT if timeout is None else min(timeout, LONGEST_WAIT))
+                self.turn(SIGNAL_LATENCY if timeout is None else min(timeout, SIGNAL_LATENCY))
             if self.closing:
                 self.shut()
             if self.outbox:

@@ -23,8 +23,8 @@ from gaio.connection import (
     RequestQueue,
     check_connected,
     check_kind,
-    check_unconnected,
     descriptor_of,
+    family_to_connect,
     kind_of,
     reference_of,
 )
@@ -37,7 +37,7 @@ from gaio.errors import (
 )
 from gaio.loop import DevelopmentLoop, Loop, Release
 from gaio.memory import COPY_LIMIT, SocketAddress, memory_for_write, pin_for_read
-from gaio.platform import DATAGRAM, FILE, SEQPACKET, _libc, _sockaddr, _sockets
+from gaio.platform import DATAGRAM, FILE, SEQPACKET, _libc, _sockaddr
 from gaio.platform._affinity import set_thread_affinity
 from gaio.platform._libc import MAX_RW_COUNT
 from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, UNDER_WAY, WRITE, AcceptResult, Operation, OpResult
@@ -224,7 +224,7 @@ class Watcher:
         ready. It is yours to close; a result that is dropped without `accepted` being looked at closes it. Accepts of
         one listener complete in order. When the process has no descriptors left (EMFILE), the error arrives after a
         tenth of a second, so that a loop that accepts again and again does not spin, and the connection stays in the
-        backlog.
+        backlog (macOS drops it).
 
         `context`, `timeout`, threads and errors as in `read()`.
         """
@@ -263,10 +263,9 @@ class Watcher:
         if connection is not None and connection.token in connecting:
             raise UnsupportedConnError("conn is connecting already: wait for the result")
         fd = connection.fd if connection is not None else descriptor_of(conn)
-        kind = connection.kind if connection is not None else kind_of(fd)
+        kind = connection.kind if connection is not None else kind_of(fd, CONNECT)
         check_kind(kind, CONNECT)
-        memory = SocketAddress(_sockaddr.pack(_sockets.family_and_port(fd)[0], address))
-        check_unconnected(fd, kind)
+        memory = SocketAddress(_sockaddr.pack(family_to_connect(fd, kind), address))
         if connection is None:  # and nothing was delegated for a request that is refused
             connection = self._take_descriptor((conn, CONNECT))
             if connection.token in connecting:  # by a signal handler
@@ -452,7 +451,7 @@ class Watcher:
         """Duplicate the caller's descriptor, register the duplicate, close the original."""
         loop = self._loop
         fd = descriptor_of(conn)
-        kind = kind_of(fd)
+        kind = kind_of(fd, operation)
         check_kind(kind, operation)
         if operation is not CONNECT:
             check_connected(fd, kind)

@@ -2,7 +2,7 @@
 
 `gaio.platform._libc` finds every foreign function by its name in a library. Here that library is replaced by one whose
 functions are the real ones, but for the calls that a test has marked: those return -1 with the errno asked for, move
-fewer bytes than they were asked to, or are followed by an interruption.
+fewer bytes than they were asked to, overlook a flag, or have an interruption before or behind them.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class FaultyLibc:
         self._faults: dict[str, list[_Fault]] = {}
         self._most: dict[str, tuple[int, int]] = {}
         self._interrupted: dict[str, int] = {}
+        self._overlooked: dict[str, tuple[int, int]] = {}
         self._signals: dict[str, tuple[signal.Signals, Condition]] = {}
         self.struck = 0  # calls that failed because of a fault
         self.calls: dict[str, int] = {}
@@ -68,6 +69,10 @@ class FaultyLibc:
     def shorten(self, name: str, most: int, *, argument: int = 2) -> None:
         """Let calls of this function move no more than so many bytes; `argument` is the place of the length."""
         self._most[name] = (argument, most)
+
+    def overlook(self, name: str, flag: int, *, argument: int) -> None:
+        """Let this function take no notice of a flag; `argument` is the place of the flags."""
+        self._overlooked[name] = (argument, flag)
 
     def interrupt_after(self, name: str, *, times: int = 1) -> None:
         """Raise KeyboardInterrupt when the next `times` calls of this function have returned, as Ctrl-C may."""
@@ -84,6 +89,7 @@ class FaultyLibc:
         self._faults.clear()
         self._signals.clear()
         self._most.clear()
+        self._overlooked.clear()
         self._interrupted.clear()
 
     def fault_of(self, name: str, arguments: tuple[Any, ...]) -> int | None:
@@ -109,11 +115,15 @@ class FaultyLibc:
             self.struck += 1
             raise KeyboardInterrupt
 
-    def shortened(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        place, most = self._most.get(name, (0, 0))
-        if not most:
-            return arguments
-        return (*arguments[:place], min(most, arguments[place]), *arguments[place + 1 :])
+    def changed(self, name: str, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        changed = list(arguments)
+        if name in self._most:
+            place, most = self._most[name]
+            changed[place] = min(most, changed[place])
+        if name in self._overlooked:
+            place, flag = self._overlooked[name]
+            changed[place] &= ~flag
+        return tuple(changed)
 
 
 def _signalled(number: signal.Signals, call: partial[Any]) -> Any:
@@ -145,7 +155,7 @@ class _FaultyFunction:
         real, name, faults = (self.__dict__[key] for key in ("_real", "__name__", "_faults"))
         error = faults.fault_of(name, arguments)
         if error is None:
-            call = partial(real, *faults.shortened(name, arguments))
+            call = partial(real, *faults.changed(name, arguments))
             number = faults.signal_for(name, arguments)
             result = call() if number is None else _signalled(number, call)
             faults.called(name)

@@ -8,6 +8,7 @@ import os
 import random
 import socket
 import struct
+import unittest
 import weakref
 from typing import IO, Protocol
 
@@ -66,11 +67,14 @@ class Pairs:
         self._peers.append(peer)
 
     def tcp(
-        self, family: socket.AddressFamily = socket.AF_INET, *, buffers: int = 0
+        self, family: socket.AddressFamily = socket.AF_INET, *, buffers: int = 0, protocol: int = 0
     ) -> tuple[socket.socket, socket.socket]:
-        """A TCP connection over loopback; with `buffers`, the kernel's buffers are about that small."""
+        """A connection over loopback, by TCP unless another protocol of streams is given.
+
+        With `buffers`, the kernel's buffers are about that small.
+        """
         host = "::1" if family == socket.AF_INET6 else "127.0.0.1"
-        with socket.socket(family) as listener, contextlib.ExitStack() as undo:
+        with socket.socket(family, proto=protocol) as listener, contextlib.ExitStack() as undo:
             # Lets a port be used again that connections of an earlier pair hold in TIME_WAIT: a test that makes
             # tens of thousands of pairs would run out of ports.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -79,7 +83,7 @@ class Pairs:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
             listener.bind((host, 0))
             listener.listen()
-            peer = undo.enter_context(socket.socket(family))
+            peer = undo.enter_context(socket.socket(family, proto=protocol))
             if buffers:
                 peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffers)
                 peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffers)
@@ -90,6 +94,16 @@ class Pairs:
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._keep(conn, peer)
         return conn, peer
+
+    def multipath_tcp(self) -> tuple[socket.socket, socket.socket]:
+        """A stream with the families of TCP and its type, which is not TCP. Skips the test where there is none."""
+        protocol = getattr(socket, "IPPROTO_MPTCP", None)
+        if protocol is None:
+            raise unittest.SkipTest("no multipath TCP on this system")
+        try:
+            return self.tcp(protocol=protocol)
+        except OSError as error:
+            raise unittest.SkipTest(f"no multipath TCP in this kernel: {error}") from error
 
     def unix(self, kind: socket.SocketKind = socket.SOCK_STREAM) -> tuple[socket.socket, socket.socket]:
         conn, peer = socket.socketpair(socket.AF_UNIX, kind)

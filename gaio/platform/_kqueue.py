@@ -17,6 +17,9 @@ Facts about kqueue
       event. Some releases of macOS (10.10, 10.11) say EPIPE although they have registered it.
     * kevent(2) that fails with EINTR has applied its changes.
     * Closing a kqueue need not wake a kevent(2) that waits on it. The core wakes first, and closes after.
+    * send(2) of macOS (xnu 11417) and NetBSD does not heed MSG_DONTWAIT where there is no room, and that of OpenBSD did
+      not once: on a blocking socket it waits, here with the interpreter lock held. So sockets get O_NONBLOCK, on every
+      system; read(2), write(2) and accept(2) have no such flag anyway.
     * Everything can be registered, regular files too; those would never wait, which epoll says aloud (EPERM).
 """
 
@@ -30,7 +33,7 @@ import stat
 from collections.abc import Callable, Mapping
 from time import monotonic
 
-from gaio.platform import FILE, NO_DESCRIPTORS, _libc
+from gaio.platform import FILE, LISTENER, NO_DESCRIPTORS, _libc
 from gaio.platform._kqueue_abi import (
     EV_ADD,
     EV_CLEAR,
@@ -43,7 +46,7 @@ from gaio.platform._kqueue_abi import (
     Kqueue,
     system,
 )
-from gaio.platform._readiness import LONGEST_WAIT, READY_FOR_GOOD, ReadinessBackend
+from gaio.platform._readiness import LONGEST_WAIT, READY, READY_FOR_GOOD, ReadinessBackend
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -92,6 +95,9 @@ class UserEvent:
     def silence(self) -> None:
         """Nothing to do: EV_CLEAR did it."""
 
+    def abandon(self) -> None:
+        """Nothing to do: it is the kqueue's."""
+
 
 class SelfPipe:
     """Waking by a pipe(2) to ourselves, where there is no EVFILT_USER.
@@ -123,6 +129,15 @@ class SelfPipe:
                 pass
         except BlockingIOError:
             pass  # empty
+
+    def abandon(self) -> None:
+        """In a child after fork(2), where the frame of a thread that is no more may hold the last reference."""
+        ends, self._reading, self._writing = (self._reading, self._writing), -1, -1
+        for end, owner in zip(ends, self._owners, strict=True):
+            if owner.closed:  # by the fork: CPython 3.12 takes every select.kqueue for one, which a child has not got
+                os.close(end)
+            else:
+                owner.close()
 
 
 class KqueueBackend(ReadinessBackend):
@@ -172,9 +187,12 @@ class KqueueBackend(ReadinessBackend):
         if descriptor.kind >= FILE:
             if stat.S_IFMT(os.fstat(fd).st_mode) in (stat.S_IFREG, stat.S_IFDIR):
                 raise PermissionError(errno.EPERM, "a regular file or a directory is never waited for")
-            os.set_blocking(fd, False)  # read(2), write(2) and accept(2) have no MSG_DONTWAIT
         elif abi.so_nosigpipe:
             self._suppress_sigpipe(fd)
+        os.set_blocking(fd, False)
+        if descriptor.kind == LISTENER:
+            # Tried at once: one that does not listen, which macOS and OpenBSD do not tell, never turns readable.
+            descriptor.reads.ready = READY
         try:
             entry = kqueue.entry(fd, abi.EVFILT_READ, EV_ADD | EV_CLEAR, udata=descriptor.token)
             kqueue.change(entry, tolerated=_REGISTERED)
@@ -287,6 +305,7 @@ class KqueueBackend(ReadinessBackend):
 
     def abandon(self) -> None:
         self._kqueue.disown()
+        self._wakeup.abandon()
 
     def report(self) -> str:
         """A word on how it works here; `OSError` when the kernel does not speak as this file understands it.

@@ -15,6 +15,7 @@ Facts about calling C from CPython that shaped this file
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import select
@@ -198,6 +199,7 @@ def close_all(fds: list[int]) -> None:
 # An object that closes the descriptor when the last reference to it goes. It does so in C and without a word, as
 # only the poll objects of the standard library do: a __del__() in Python can be struck by an exception such as
 # KeyboardInterrupt, which is then lost, and the descriptor with it.
+# Those of select.kqueue count as closed in a child of fork(2), from CPython 3.12 on, and never close the number there.
 owner_of: Callable[[int], Any]
 if sys.platform.startswith("linux"):
     owner_of = select.epoll.fromfd
@@ -212,8 +214,24 @@ class SocketOwner(socket.SocketType):
     __del__ = socket.SocketType.close  # instead of the finalizer that warns
 
 
-# As if for AF_UNSPEC: the family matters to no one here, and asking for it fails where a peer has gone (macOS).
+# As if for AF_UNSPEC: the family matters to no one here, and asking for it can fail, see below.
 socket_owner_of: Callable[[int], SocketOwner] = partial(SocketOwner, 0, 0, 0)
+
+
+# What getsockname(2) and getpeername(2) may say when the connection has ended, on macOS and the BSDs: EINVAL, because
+# the addresses have gone with it, or on OpenBSD and DragonFly the error by which it ended.
+CONNECTION_HAS_ENDED = (
+    errno.EINVAL,
+    errno.ECONNRESET,
+    errno.ECONNREFUSED,
+    errno.ECONNABORTED,
+    errno.ETIMEDOUT,
+    errno.EHOSTUNREACH,
+    errno.EHOSTDOWN,
+    errno.ENETUNREACH,
+    errno.ENETDOWN,
+    errno.EPIPE,
+)
 
 
 def blank_socket() -> socket.socket:
@@ -229,13 +247,32 @@ def take_over(sock: socket.socket, owner: SocketOwner) -> None:
     Done again, it goes on where it was cut short.
     """
     if owner.fileno() >= 0:
-        # What socket.socket.__init__() does, which is Python code: cut short, it would leave a descriptor with no
-        # owner, or with two. Here C code initializes one and then empties the other, or fails and leaves both as
-        # they were.
-        initialize = partial(socket.SocketType.__init__, sock, -1, -1, -1)
-        deque(zip(map(initialize, (owner.fileno(),)), map(SocketOwner.detach, (owner,)), strict=True), 0)
+        try:
+            _initialize(sock, owner, -1)
+        except OSError as error:
+            if error.errno not in CONNECTION_HAS_ENDED:
+                raise
+            _initialize(sock, owner, _family_of(owner))
     if socket.getdefaulttimeout() is None:
         sock.setblocking(True)
+
+
+def _initialize(sock: socket.socket, owner: SocketOwner, family: int) -> None:
+    """What socket.socket.__init__() does; a family of -1 is found out by getsockname(2).
+
+    That is Python code: cut short, it would leave a descriptor with no owner, or with two. Here C code initializes one
+    and then empties the other, or fails and leaves both as they were.
+    """
+    initialize = partial(socket.SocketType.__init__, sock, family, -1, -1)
+    deque(zip(map(initialize, (owner.fileno(),)), map(SocketOwner.detach, (owner,)), strict=True), 0)
+
+
+def _family_of(owner: SocketOwner) -> int:
+    """The family of a socket whose address has gone. Where that cannot be asked (NetBSD) a guess must do: all that the
+    family is good for, the addresses, has gone too.
+    """
+    so_domain: int | None = getattr(socket, "SO_DOMAIN", None)
+    return socket.AF_INET if so_domain is None else owner.getsockopt(socket.SOL_SOCKET, so_domain)
 
 
 def _address_by_ctypes(data: bytes) -> int:

@@ -62,7 +62,7 @@ LONGEST_WAIT = 1e6
 # A peer that has gone must not kill the process: SIGPIPE is suppressed per call, whatever the application has done with
 # the signal. write(2) to a pipe has no such flag; there it matters that Python ignores SIGPIPE from the start.
 # MSG_DONTWAIT leaves the mode of the socket as the caller set it, which matters because a duplicate of the descriptor
-# shares it.
+# shares it. Not every system with a kqueue heeds it, see there.
 _RECV_FLAGS = socket.MSG_DONTWAIT
 _SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 

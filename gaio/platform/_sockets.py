@@ -2,6 +2,11 @@
 
 Not through a second socket.socket for the same number: that would own the number, and close it if an exception such as
 KeyboardInterrupt struck before it was told to let go.
+
+Facts about sockets after the end of their connection
+    On NetBSD, OpenBSD and DragonFly, a reset takes the addresses of a TCP socket along, the local one too: from then
+    on, getsockname(2) and getpeername(2) fail with EINVAL or with what ended the connection. Linux, FreeBSD and macOS
+    keep the local one.
 """
 
 from __future__ import annotations
@@ -27,10 +32,36 @@ def option(fd: int, name: int) -> int:
     return value.value
 
 
-def family_and_port(fd: int) -> tuple[int, int]:
-    """Of the address it is bound to; the port means something for AF_INET and AF_INET6 only."""
+def listens(fd: int) -> bool | None:
+    """Whether it is a listening socket; None where the system does not tell."""
+    try:
+        return bool(option(fd, socket.SO_ACCEPTCONN))
+    except OSError as error:
+        if error.errno == errno.ENOPROTOOPT:  # macOS and OpenBSD, which only know the name
+            return None
+        raise
+
+
+def is_tcp(fd: int) -> bool:
+    """Of a stream socket: whether it is TCP, and not SCTP or MPTCP, which have the same families and another stream."""
+    if hasattr(socket, "SO_PROTOCOL"):
+        return option(fd, socket.SO_PROTOCOL) == socket.IPPROTO_TCP
+    address = local_address(fd)
+    return address is None or address[0] in (socket.AF_INET, socket.AF_INET6)
+
+
+def local_address(fd: int) -> tuple[int, int] | None:
+    """Family and port of the address it is bound to; None when the end of its connection has taken that along.
+
+    The port means something for AF_INET and AF_INET6 only.
+    """
     address, length = ctypes.create_string_buffer(_SIZE_OF_ADDRESS), ctypes.c_uint32(_SIZE_OF_ADDRESS)
-    _getsockname(fd, ctypes.addressof(address), ctypes.addressof(length))
+    try:
+        _getsockname(fd, ctypes.addressof(address), ctypes.addressof(length))
+    except OSError as error:
+        if error.errno in _libc.CONNECTION_HAS_ENDED:
+            return None
+        raise
     # struct sockaddr begins with a uint16_t sa_family; on the BSDs with a uint8_t sa_len and a uint8_t sa_family.
     family = int.from_bytes(address.raw[:2], sys.byteorder) if sys.platform.startswith("linux") else address.raw[1]
     return family, int.from_bytes(address.raw[2:4], "big")
@@ -42,7 +73,7 @@ def has_peer(fd: int) -> bool:
     try:
         _getpeername(fd, ctypes.addressof(address), ctypes.addressof(length))
     except OSError as error:
-        if error.errno in (errno.ENOTCONN, errno.EINVAL):  # EINVAL: what macOS says after a reset
+        if error.errno == errno.ENOTCONN or error.errno in _libc.CONNECTION_HAS_ENDED:
             return False
         raise
     return True

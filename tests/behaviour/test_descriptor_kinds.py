@@ -52,6 +52,10 @@ def test_tcp_over_ipv6(watcher: AccountedWatcher, pairs: Pairs) -> None:
     exchange(watcher, conn, peer)
 
 
+def test_multipath_tcp(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    exchange(watcher, *pairs.multipath_tcp())
+
+
 def test_unix_stream(watcher: AccountedWatcher, pairs: Pairs) -> None:
     exchange(watcher, *pairs.unix())
 

@@ -18,14 +18,18 @@ from tests.waiting import Background
 @pytest.mark.scenario(7, 20, on="epoll, kqueue")
 @pytest.mark.parametrize("backend", backends.telling_readiness(), indirect=True)
 @pytest.mark.parametrize("most", [1, 7, 1000])
+@pytest.mark.parametrize("protocol", ["unix", "mptcp"])
 def test_send_and_recv_move_a_few_bytes_at_a_time(
-    libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs, most: int
+    libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs, protocol: str, most: int
 ) -> None:
-    """A short transfer that is no sign of a full or empty buffer: waiting for an edge then would be for ever."""
+    """A short transfer that is no sign of a full or empty buffer: waiting for an edge then would be for ever.
+
+    Of TCP, and TCP alone, a short receive does mean that the buffer is empty.
+    """
     libc.shorten("send", most)
     libc.shorten("recv", most)
     watcher = make_watcher()
-    conn, peer = pairs.unix()  # of TCP a short receive does mean that the buffer is empty
+    conn, peer = pairs.unix() if protocol == "unix" else pairs.multipath_tcp()
     size = 4000 * most if most < 100 else 400_000
     payload = pattern(size)
     buffers = [bytearray(size // 4) for _ in range(4)]

@@ -81,6 +81,39 @@ class TestWakeUp:
         """The fixture that counts descriptors checks it."""
         make_watcher()
 
+    def test_a_child_has_no_pipe_to_its_parent(self, kernel: Kernel) -> None:
+        """While the watcher thread, which the child has not got, stood in the middle of a turn."""
+        code = f"""
+            import os, socket, stat
+            import gaio
+            simulated_kqueue.install().faults.user_event = {kernel.faults.user_event!r}
+
+            def pipes():
+                found = set()
+                for number in range(3, 100):
+                    try:
+                        if stat.S_ISFIFO(os.fstat(number).st_mode):
+                            found.add(number)
+                    except OSError:
+                        pass
+                return found
+
+            before = pipes()
+            watcher = gaio.Watcher(backend="kqueue")
+            conn, peer = socket.socketpair()
+            watcher.read(conn)
+            while not watcher._loop.sleeping:
+                os.sched_yield()
+            assert len(pipes() - before) == {0 if kernel.faults.user_event == "works" else 2}
+            if os.fork() == 0:
+                os._exit(len(pipes() - before))
+            _, status = os.wait()
+            watcher.close()
+            peer.close()
+            print(os.waitstatus_to_exitcode(status))
+        """
+        assert child.output_of(code, "-W", "ignore::DeprecationWarning") == "0"
+
 
 class TestEvents:
     def test_without_cause(self, kernel: Kernel, watcher: AccountedWatcher, pairs: Pairs) -> None:
