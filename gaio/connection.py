@@ -119,8 +119,8 @@ def is_socket(fd: int) -> bool:
 def kind_of(fd: int, operation: Operation) -> int:
     """How bytes move on this descriptor, see gaio/platform; `OSError` when the number is not an open descriptor.
 
-    Where the system does not tell whether a socket listens, the operation that is wanted decides: accept(2) or recv(2)
-    will say so if that was wrong.
+    Where the system does not tell whether a socket listens, the operation that is wanted decides, unless it is plainly
+    wrong: otherwise accept(2), connect(2) or recv(2) will say so.
     """
     if not is_socket(fd):
         return FILE
@@ -128,7 +128,7 @@ def kind_of(fd: int, operation: Operation) -> int:
     if type_of_socket not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
         return DATAGRAM  # SOCK_DGRAM, SOCK_RAW, SOCK_RDM: socket(2)
     listens = _sockets.listens(fd)
-    if listens or (listens is None and operation is ACCEPT):
+    if listens or (listens is None and operation is ACCEPT and _sockets.may_listen(fd)):
         return LISTENER
     if type_of_socket == socket.SOCK_SEQPACKET:
         return SEQPACKET

@@ -6,11 +6,13 @@ import gc
 import os
 import resource
 import signal
+import socket
 from collections.abc import Generator, Iterator
 
 import pytest
 
 import gaio
+from gaio.platform import _sockets
 from tests import backends, leaks, storm
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.faulty_libc import FaultyLibc
@@ -47,6 +49,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run every test in this weather: calm, in a storm of signals, or with threads that change places after "
         "every few bytecodes; without it, the behaviour suite runs in each and the rest in calm weather",
     )
+
+
+@pytest.fixture
+def told_who_listens() -> None:
+    """For refusals that need it: macOS and OpenBSD do not tell of a socket whether it listens."""
+    with socket.socket() as sock:
+        if _sockets.listens(sock.fileno()) is None:
+            pytest.skip("this system does not tell of a socket whether it listens")
 
 
 class FailedCheck(pytest.Item):

@@ -42,6 +42,15 @@ def listens(fd: int) -> bool | None:
         raise
 
 
+def may_listen(fd: int) -> bool:
+    """Of a stream socket: it has no peer and, since listen(2) chooses a port where bind(2) has not, it has a port."""
+    address = local_address(fd)
+    if address is None or has_peer(fd):
+        return False
+    family, port = address
+    return port != 0 or family not in (socket.AF_INET, socket.AF_INET6)
+
+
 def is_tcp(fd: int) -> bool:
     """Of a stream socket: whether it is TCP, and not SCTP or MPTCP, which have the same families and another stream."""
     if hasattr(socket, "SO_PROTOCOL"):

@@ -349,6 +349,7 @@ class TestWrongUse:
             watcher.accept(listener, timeout=-1)
         assert listener.fileno() != -1, "delegated, though it was refused"
 
+    @pytest.mark.usefixtures("told_who_listens")
     def test_other_requests_for_a_listener(
         self, watcher: AccountedWatcher, pairs: Pairs, listener: socket.socket, address: tuple[str, int]
     ) -> None:

@@ -453,6 +453,7 @@ class TestWrongUse:
             with pytest.raises(gaio.UnsupportedConnError):
                 watcher.connect(wrong, ("127.0.0.1", 80))  # type: ignore[arg-type]  # wrong on purpose
 
+    @pytest.mark.usefixtures("told_who_listens")
     def test_a_listener(self, watcher: AccountedWatcher, listener: socket.socket) -> None:
         with pytest.raises(gaio.UnsupportedConnError, match="listening"):
             watcher.connect(listener, listener.getsockname())

@@ -173,6 +173,7 @@ class TestConn:
         conn.detach()
         assert_helpful(caught.value, "closed", "not open", "Bad file descriptor")
 
+    @pytest.mark.usefixtures("told_who_listens")
     def test_a_listening_socket(
         self, unharmed: gaio.Watcher, submit: Callable[[gaio.Watcher, Any], None]
     ) -> None:

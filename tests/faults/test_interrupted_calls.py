@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import gaio
-from gaio.platform import _io_uring
+from gaio.platform import _io_uring, _kqueue_abi
 from tests import backends
 from tests.accounting import MakeWatcher
 from tests.faulty_libc import Condition, FaultyLibc, every_call
@@ -25,6 +25,11 @@ pytestmark = pytest.mark.scenario(1)
 # The simulated kqueue has no wait in libc that could be interrupted.
 WITH_LIBC = backends.on_a_real_kernel()
 WAITS = {"epoll": "epoll_wait", "kqueue": "kevent", "io_uring": "syscall"}
+BLOCKS: dict[str, Condition] = {
+    "epoll": lambda *arguments: arguments[3] != 0,  # its timeout
+    "kqueue": lambda *arguments: arguments[5] is not _kqueue_abi.NO_TIME,
+    "io_uring": lambda *arguments: enters_ring(*arguments) and arguments[3] > 0,  # min_complete
+}
 
 
 def every_other() -> Condition:
@@ -38,14 +43,6 @@ def interrupt_waits(libc: FaultyLibc, backend: str, times: int | None) -> None:
 
 def enters_ring(*arguments: Any) -> bool:
     return bool(arguments[0] == _io_uring.SYS_io_uring_enter)
-
-
-def enters_ring_and_blocks(*arguments: Any) -> bool:
-    return enters_ring(*arguments) and bool(arguments[3])  # min_complete
-
-
-def blocks(*arguments: Any) -> bool:
-    return bool(arguments[3])  # the timeout of epoll_wait(2)
 
 
 @pytest.mark.scenario(1, on="epoll, io_uring")
@@ -97,7 +94,7 @@ def test_a_signal_just_before_the_wait_is_heard_without_any_result(
 
     before = signal.signal(signal.SIGUSR1, lambda *_: heard.set())
     try:
-        libc.signal_before(WAITS[backend], signal.SIGUSR1, blocks if backend == "epoll" else enters_ring_and_blocks)
+        libc.signal_before(WAITS[backend], signal.SIGUSR1, BLOCKS[backend])
         ending = Background(end_the_wait)
         assert watcher.wait(0) == []  # takes the wake-up that brought the watch here
         watcher.finish(read)

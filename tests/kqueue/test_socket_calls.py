@@ -55,11 +55,20 @@ class TestWhetherASocketListensIsNotTold:
             watcher.finish(read := watcher.read(conn))
             assert read.data == b"x"
 
-    def test_accept_says_that_it_does_not_listen(self, watcher: AccountedWatcher, pairs: Pairs) -> None:
-        conn, _ = pairs.tcp()
-        watcher.finish(accept := watcher.accept(conn))
-        assert isinstance(accept.error, OSError)
-        assert accept.error.errno == errno.EINVAL
+    def test_accept_says_that_it_does_not_listen(self, watcher: AccountedWatcher) -> None:
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            watcher.finish(accept := watcher.accept(bound))
+            assert isinstance(accept.error, OSError)
+            assert accept.error.errno == errno.EINVAL
+            watcher.free(bound)
+
+    def test_what_can_never_listen_is_refused(self, watcher: AccountedWatcher, pairs: Pairs) -> None:
+        with socket.socket() as fresh:
+            for conn in (fresh, *pairs.tcp(), *pairs.unix(), *pairs.udp()):
+                with pytest.raises(gaio.UnsupportedConnError, match="does not listen"):
+                    watcher.watcher.accept(conn)
+                conn.close()
 
     def test_a_read_says_that_it_listens(self, watcher: AccountedWatcher) -> None:
         """As soon as there is something that is not for it to read."""
@@ -68,11 +77,6 @@ class TestWhetherASocketListensIsNotTold:
             assert isinstance(read.error, OSError)
             assert read.error.errno == errno.ENOTCONN
             watcher.free(listener)
-
-    def test_a_datagram_socket_never_listens(self, watcher: AccountedWatcher, pairs: Pairs) -> None:
-        conn, _ = pairs.udp()
-        with conn, pytest.raises(gaio.UnsupportedConnError, match="does not listen"):
-            watcher.watcher.accept(conn)
 
 
 @pytest.mark.parametrize("vectored", [False, True], ids=["send", "sendmsg"])
