@@ -149,10 +149,10 @@ def check_kind(kind: int, operation: Operation) -> None:
 
 def check_connected(fd: int, kind: int) -> None:
     """`UnsupportedConnError` when it is a TCP socket that never was."""
-    # A TCP socket that was connected has kept its local port, or has none at all any more, even when its peer has reset
-    # it already, which is for the first read to report.
     if kind != STREAM:
         return
+    # A TCP socket that was connected has kept its local port, also where its peer has reset it already, which is for
+    # the first read to report. Or its address has gone: then it had one.
     address = _sockets.local_address(fd)
     if address is not None and not address[1]:
         raise UnsupportedConnError("conn is not connected: connect() it before submitting requests")

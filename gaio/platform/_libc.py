@@ -258,9 +258,9 @@ def take_over(sock: socket.socket, owner: SocketOwner) -> None:
 
 
 def _initialize(sock: socket.socket, owner: SocketOwner, family: int) -> None:
-    """What socket.socket.__init__() does; a family of -1 is found out by getsockname(2).
+    """What socket.socket.__init__() does, but in C code; CPython finds a family of -1 out, by getsockname(2).
 
-    That is Python code: cut short, it would leave a descriptor with no owner, or with two. Here C code initializes one
+    That method is Python code: cut short, it would leave a descriptor with no owner, or with two. This initializes one
     and then empties the other, or fails and leaves both as they were.
     """
     initialize = partial(socket.SocketType.__init__, sock, family, -1, -1)

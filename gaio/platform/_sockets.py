@@ -43,7 +43,7 @@ def listens(fd: int) -> bool | None:
 
 
 def may_listen(fd: int) -> bool:
-    """Of a stream socket: it has no peer and, since listen(2) chooses a port where bind(2) has not, it has a port."""
+    """Whether a stream socket is without a peer and has a port, which listen(2) chooses where bind(2) has not."""
     address = local_address(fd)
     if address is None or has_peer(fd):
         return False
@@ -52,7 +52,7 @@ def may_listen(fd: int) -> bool:
 
 
 def is_tcp(fd: int) -> bool:
-    """Of a stream socket: whether it is TCP, and not SCTP or MPTCP, which have the same families and another stream."""
+    """Whether a stream socket is one of TCP, and not of SCTP or MPTCP, which have the same families."""
     if hasattr(socket, "SO_PROTOCOL"):
         return option(fd, socket.SO_PROTOCOL) == socket.IPPROTO_TCP
     address = local_address(fd)
