@@ -680,7 +680,7 @@ class Loop:
         if queue.outbound:
             return request.error is not None  # write(2) may move nothing without saying why: try again
         if queue.descriptor.kind == DATAGRAM:
-            if request._goal > 1:
+            if request._goal:
                 return request.error is not None  # an empty datagram adds nothing to read_full()
             request.error = None
             if request._memory is None:

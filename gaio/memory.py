@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 # the caller may use the buffer again at once. Vectored writes are joined up to JOIN_LIMIT for the same reason.
 COPY_LIMIT = 4096
 JOIN_LIMIT = 65536
+# Or up to so many for each part: what keeps one where it is takes as much memory, and more time than copying it.
+JOIN_PART = 512
 
 # So many larger copies at a time have memory that is kept; further ones are allocated and freed.
 KEPT_COPIES = 64
@@ -212,7 +214,10 @@ def pin_for_read(buffer: Any) -> tuple[Pinned, int]:
     `EmptyBufferError` when it has no room.
     """
     try:
-        return Pinned.from_buffer(buffer), len(buffer) if type(buffer) is bytearray else memoryview(buffer).nbytes
+        if type(buffer) is bytearray:
+            return Pinned.from_buffer(buffer), len(buffer)
+        view = memoryview(buffer)  # asked once: an object may give another buffer each time, PEP 688
+        return Pinned.from_buffer(view), view.nbytes
     except (TypeError, ValueError, BufferError):
         pass  # ctypes' own messages do not say what to do: find out which it was and say it
     view = _byte_view(buffer, "read")
@@ -258,6 +263,6 @@ def _gather(parts: Sequence[Any], one_message: bool) -> tuple[bytes | Vector, in
     length = sum(view.nbytes for view in views)
     if not length:
         raise EmptyBufferError("there is nothing to write: pass at least one byte")
-    if length <= JOIN_LIMIT or (one_message and len(views) > IOV_MAX):
+    if length <= max(JOIN_LIMIT, len(views) * JOIN_PART) or (one_message and len(views) > IOV_MAX):
         return b"".join(views), length
     return Vector([memoryview(view.tobytes()) if type(view.obj) is SwapMemory else view for view in views]), length

@@ -61,7 +61,7 @@ class OpResult:
         "_next",  # the request behind it in that queue
         "_memory",  # what the kernel reads or fills: see gaio/memory.py; None = the swap arena
         "_length",  # bytes of that memory, 0 = the swap arena
-        "_goal",  # bytes that must move before the request is finished: 1 for a plain read
+        "_goal",  # bytes that must move before the request is finished; 0 for a plain read, which takes what comes
         "_offset",  # bytes moved before the attempt under way
         "_result",  # what the backend last reported: n >= 0 or -errno
         "_deadline",  # its entry in the heap, None without a timeout

@@ -147,7 +147,7 @@ class Watcher:
         request.error = None
         request._queue = connection.reads
         request._next = None
-        request._goal = 1
+        request._goal = 0
         request._offset = 0
         request._deadline = None if timeout is None else _deadline(timeout, request)
         self._inbox.append(request)

@@ -110,6 +110,17 @@ class TestDatagrams:
         assert [(read.size, read.error) for read in reads] == [(0, None), (0, None), (4, None)]
         assert reads[2].data == b"full"
 
+    @pytest.mark.parametrize("size", [1, 4])
+    def test_an_empty_datagram_adds_nothing_to_what_is_to_be_full(
+        self, watcher: AccountedWatcher, pairs: Pairs, size: int
+    ) -> None:
+        conn, peer = pairs.udp()
+        read = watcher.read_full(conn, buffer := bytearray(size))
+        for payload in (b"", b"full"[:size], b""):
+            peer.send(payload)
+        watcher.finish(read)
+        assert (bytes(buffer), read.size, read.error) == (b"full"[:size], size, None)
+
     def test_a_refusal_reported_by_icmp_is_an_error_of_the_read(
         self, watcher: AccountedWatcher, pairs: Pairs
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections import UserList, deque
 
 import pytest
@@ -39,6 +40,33 @@ def test_a_pinned_buffer_cannot_be_resized_until_it_is_let_go() -> None:
         buffer.append(0)
     del pinned
     buffer.append(0)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="PEP 688 is of Python 3.12")
+def test_an_object_that_gives_another_buffer_each_time_is_asked_once() -> None:
+    """Were the address of one and the length of another, the kernel would write where nobody has memory."""
+
+    class Moody:
+        def __init__(self) -> None:
+            self.given: list[bytearray] = []
+
+        def __buffer__(self, flags: int) -> memoryview:
+            self.given.append(bytearray(1 << (4 + len(self.given))))
+            return memoryview(self.given[-1])
+
+    moody = Moody()
+    pinned, length = pin_for_read(moody)
+    ctypes.memset(pinned.address, 1, 1)
+    (buffer,) = (buffer for buffer in moody.given if buffer[0])
+    assert length == len(buffer)
+
+
+@pytest.mark.parametrize("count", [2000, 100_000])
+def test_many_small_parts_are_joined(count: int) -> None:
+    """What it takes to leave one where it is would be many times its size."""
+    parts = [b"part", bytearray(b"of it")] * count
+    memory, length = memory_for_write(parts)
+    assert (memory, length) == (b"partof it" * count, 9 * count)
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
