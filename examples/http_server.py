@@ -27,7 +27,7 @@ class Client:
     def __init__(self) -> None:
         self.http = h11.Connection(h11.SERVER)
         self.request: h11.Request | None = None
-        self.body = b""
+        self.body = bytearray()
 
     def answers(self, data: bytes) -> list[bytes]:
         """What to send for what has come: the answers to every request that is complete by now."""
@@ -37,7 +37,7 @@ class Client:
             while True:
                 event = self.http.next_event()
                 if isinstance(event, h11.Request):
-                    self.request, self.body = event, b""
+                    self.request, self.body = event, bytearray()
                     if event.method == b"CONNECT":  # a success would turn the connection into a tunnel
                         raise h11.RemoteProtocolError("no proxy", error_status_hint=405)
                     if self.http.they_are_waiting_for_100_continue:
@@ -62,7 +62,7 @@ class Client:
     def _content(self) -> bytes:
         assert self.request is not None
         if self.request.method in (b"POST", b"PUT"):
-            return self.body
+            return bytes(self.body)
         return b"hello from gaio, you asked for " + self.request.target + b"\n"
 
     def _answer(self, status: int, content: bytes, *headers: tuple[bytes, bytes]) -> list[bytes]:

@@ -16,6 +16,8 @@ import sys
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from time import monotonic
+from types import FrameType
+from typing import NoReturn
 
 import gaio
 
@@ -91,6 +93,13 @@ def supervise(workers: list[BaseProcess], reports: list[Connection], where: str)
                 told = now
 
 
+def stop(_number: int, _frame: FrameType | None) -> NoReturn:
+    """The first signal ends all of it; another one must not keep it from ending the workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python3 -m examples.multicore")
     parser.add_argument("--host", default="127.0.0.1")
@@ -101,9 +110,9 @@ def main() -> None:
     if options.workers < 1:
         parser.error("--workers must be 1 or more")
 
-    # Both Ctrl-C and `kill` raise KeyboardInterrupt, also where the shell started this with Ctrl-C ignored.
+    # Both Ctrl-C and `kill`, also where the shell started this with Ctrl-C ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, stop)
     workers: list[BaseProcess] = []
     reports: list[Connection] = []
     spawn = multiprocessing.get_context("spawn")  # a fork would copy whatever threads and locks there are
@@ -111,6 +120,7 @@ def main() -> None:
     try:
         # Bound and not listening: it keeps the port for the workers and gets no connection.
         with socket.socket() as port:
+            port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as create_server() does
             port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             port.bind((options.host, options.port))
             for _ in range(options.workers):
@@ -124,9 +134,9 @@ def main() -> None:
         stopped = True
     except (OSError, OverflowError) as error:
         print(f"cannot serve: {error}", file=sys.stderr)  # the port is taken or none at all
-    for worker in filter(BaseProcess.is_alive, workers):
-        worker.terminate()
-        worker.join()
+    for end in (BaseProcess.terminate, BaseProcess.join):
+        for worker in filter(BaseProcess.is_alive, workers):
+            end(worker)
     sys.exit(0 if stopped else 1)
 
 

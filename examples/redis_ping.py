@@ -18,44 +18,41 @@ MAX_ARGUMENTS = 1024
 MAX_BULK, MAX_COMMAND, MAX_REPLIES = 1 << 20, 2 << 20, 1 << 20  # bytes: of one argument, of all, of a write
 
 
-class ProtocolError(Exception): ...
-
-
 class Client:
     """What has come from one connection and has not been carried out yet."""
 
     def __init__(self) -> None:
-        self.rest = bytearray()
-        self.broken = False
+        self.rest, self.broken = bytearray(), False
+        self.arguments: list[bytes] = []  # of the command that is arriving
+        self.missing = 0  # how many of them
 
     def next_command(self) -> list[bytes] | None:
         """Take out an array of bulk strings, "*1 $4 PING" with a line end in place of each space, if it is complete."""
-        head, position = self._line(0)
-        typed_by_hand = head[:1] not in (b"", b"*")  # into telnet
-        arguments = head.split() if typed_by_hand else []
-        for _ in range(0 if typed_by_hand else number(head, MAX_ARGUMENTS)):
-            head, position = self._line(position)
-            end = position + number(head, MAX_BULK)
-            if end > MAX_COMMAND:
-                raise ProtocolError("too long a command")
-            if not position or len(self.rest) < end + 2:
-                return None
-            arguments.append(bytes(self.rest[position:end]))
-            position = end + 2
-        del self.rest[:position]
-        return arguments if position else None
-
-    def _line(self, start: int) -> tuple[bytes, int]:
-        """The line that begins there, and where the next one does: 0 as long as this one is not complete."""
-        end = self.rest.find(b"\r\n", start)
-        if end < 0 and len(self.rest) - start > MAX_BULK:
-            raise ProtocolError("a line without end")
-        return (bytes(self.rest[start:end]), end + 2) if end >= 0 else (b"", 0)
+        while (end := self.rest.find(b"\r\n")) >= 0:
+            head, position = bytes(self.rest[:end]), end + 2
+            if self.missing:
+                end = position + number(head, MAX_BULK)
+                if sum(map(len, self.arguments)) + end > MAX_COMMAND:
+                    raise ValueError("too long a command")
+                if len(self.rest) < end + 2:
+                    return None
+                self.arguments.append(bytes(self.rest[position:end]))
+                self.missing, position = self.missing - 1, end + 2
+            elif head[:1] in (b"", b"*"):
+                self.arguments, self.missing = [], number(head, MAX_ARGUMENTS)
+            else:
+                self.arguments = head.split()  # typed by hand, into telnet
+            del self.rest[:position]
+            if not self.missing:
+                return self.arguments
+        if len(self.rest) > MAX_BULK:
+            raise ValueError("a line without end")
+        return None
 
 
 def number(head: bytes, limit: int) -> int:
     if head and not (head[:1] in b"*$" and head[1:].isdigit() and len(head) < 10 and int(head[1:]) <= limit):
-        raise ProtocolError("invalid length")
+        raise ValueError("invalid length")
     return int(head[1:] or b"0")
 
 
@@ -83,7 +80,7 @@ def replies(store: dict[bytes, bytes], client: Client) -> bytearray:
     try:
         while len(answers) < MAX_REPLIES and (command := client.next_command()) is not None:
             answers += reply(store, command)
-    except ProtocolError as error:
+    except ValueError as error:
         client.broken = True
         answers += b"-ERR Protocol error: %s\r\n" % str(error).encode()
     return answers
@@ -98,8 +95,12 @@ def serve(watcher: gaio.Watcher, listener: socket.socket) -> None:
         if result.operation is gaio.ACCEPT:
             welcome(watcher, result)
             watcher.accept(listener)
-        elif result.error is not None or client.broken:
+        elif result.error is not None:
             watcher.free(conn)
+        elif client.broken and result.operation is gaio.WRITE:
+            watcher.shutdown(conn, context=client)  # closing with bytes unread could lose what was written
+        elif client.broken:
+            watcher.read(conn, context=client, timeout=5)
         else:
             if result.operation is gaio.READ:
                 client.rest += result.buffer

@@ -95,6 +95,27 @@ def test_last_words_without_a_line_end_are_heard(server: Server) -> None:
         ]
 
 
+def test_empty_lines_are_not_passed_on(server: Server) -> None:
+    with people(server, 2) as (speaker, listener):
+        speaker.sock.sendall(b"\n" * 10_000 + b" \r\nwords\n")
+        assert listener.hears() == f"{speaker.name} says: words"
+
+
+def test_a_client_for_which_too_much_waits_is_dropped(backend: Name) -> None:
+    """However patient the server is: the others' words are kept for it in memory."""
+    with (
+        running("examples.chat_server", "--backend", backend, "--patience", "1000") as server,
+        people(server, 2) as (speaker, listener),
+        server.client(receive_buffer=4096) as slow,
+    ):
+        name = "{}:{}".format(*slow.getsockname())
+        assert speaker.hears() == listener.hears() == f"{name} has come"
+        heard = ""
+        while heard != f"{name} was too slow":
+            speaker.says("x" * 4000)
+            heard = listener.hears()
+
+
 def test_a_line_without_end_is_cut(server: Server) -> None:
     with people(server, 2) as (speaker, listener):
         speaker.sock.sendall(b"x" * 100_000 + b"\n")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.backends import Name, is_simulated
 from tests.peers import pattern, receive_exactly
-from tests.server_process import Server, running
+from tests.server_process import PYTHON, Server, listening, module, running
 from tests.waiting import Background, wait_until
 
 
@@ -54,6 +54,29 @@ def test_a_signal_stops_all_of_it(by: signal.Signals) -> None:
         assert client.recv(1) == b""
     with socket.socket() as sock:
         assert sock.connect_ex(server.address) != 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_another_signal_leaves_no_worker_behind() -> None:
+    """It comes while the first one ends the workers."""
+    with running("examples.multicore", "--workers", "4") as server:
+        workers = [pid for pid in children(server.process.pid) if is_worker(pid)]
+        assert len(workers) == 4
+        server.process.send_signal(signal.SIGINT)
+        assert server.stop(signal.SIGTERM) == (0, "")
+        assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
+
+
+def test_a_port_on_which_connections_have_just_ended() -> None:
+    """On the side of a server that did not set SO_REUSEPORT, so that they linger there: TIME_WAIT."""
+    with running("examples.echo_server") as server, server.client() as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        server.stop(signal.SIGTERM)
+        assert client.recv(1) == b""
+    port = str(server.address[1])
+    with listening(*PYTHON, *module("examples.multicore"), "--workers", "1", "--port", port) as server:
+        assert server.stop(signal.SIGTERM) == (0, "")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")

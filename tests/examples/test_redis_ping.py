@@ -11,6 +11,7 @@ from tests.backends import Name
 from tests.examples.real_clients import redis_benchmark, redis_cli
 from tests.peers import receive_exactly, receive_until_eof
 from tests.server_process import Server, running
+from tests.waiting import Background
 
 
 @pytest.fixture
@@ -83,6 +84,18 @@ def test_nonsense_ends_the_connection(server: Server, nonsense: bytes) -> None:
             pass  # it has been dropped before it was all sent
         assert receive_exactly(client, 11) == b"+PONG\r\n-ERR"
     assert is_served(server)
+
+
+def test_the_replies_before_nonsense_arrive_whole(server: Server) -> None:
+    """Although more comes after it, which nobody reads: a connection that is closed with that unread is reset."""
+    count = 20_000
+    with server.client() as client:
+        sending = Background(lambda: client.sendall(command(b"PING") * count + b"*x\r\n" + bytes(300_000)))
+        assert receive_exactly(client, 7 * count) == b"+PONG\r\n" * count
+        assert receive_exactly(client, 4) == b"-ERR"
+        sending.result()
+        client.shutdown(socket.SHUT_WR)
+        receive_until_eof(client)
 
 
 def test_empty_commands_are_passed_over(server: Server) -> None:
