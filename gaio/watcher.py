@@ -177,9 +177,9 @@ class Watcher:
     ) -> None:
         """Write all of `buf`: bytes, any contiguous buffer, or a sequence of them as one vectored write.
 
-        A buffer of up to 4 KiB, a sequence of up to 64 KiB in all, and a memoryview of the swap arena are copied at
-        once; `bytes` are shared; a larger mutable buffer belongs to the watcher until the result is delivered, and must
-        not be changed meanwhile.
+        A buffer of up to 4 KiB, a sequence of up to 64 KiB in all or 512 bytes a part, and a memoryview of the swap
+        arena are copied at once; `bytes` are shared; a larger mutable buffer belongs to the watcher until the result is
+        delivered, and must not be changed meanwhile.
         Writes of one connection complete in the order they were submitted, each when all its bytes are in the
         kernel's send buffer. On an error `size` tells how many bytes had gone out.
 
