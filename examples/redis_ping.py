@@ -24,7 +24,7 @@ class Client:
     def __init__(self) -> None:
         self.rest, self.broken = bytearray(), False
         self.arguments: list[bytes] = []  # of the command that is arriving
-        self.missing = 0  # how many of them
+        self.missing = self.size = 0  # how many more of them come, and the bytes of those that have
 
     def next_command(self) -> list[bytes] | None:
         """Take out an array of bulk strings, "*1 $4 PING" with a line end in place of each space, if it is complete."""
@@ -32,14 +32,14 @@ class Client:
             head, position = bytes(self.rest[:end]), end + 2
             if self.missing:
                 end = position + number(head, MAX_BULK)
-                if sum(map(len, self.arguments)) + end > MAX_COMMAND:
+                if self.size + end > MAX_COMMAND:
                     raise ValueError("too long a command")
                 if len(self.rest) < end + 2:
                     return None
                 self.arguments.append(bytes(self.rest[position:end]))
-                self.missing, position = self.missing - 1, end + 2
+                self.missing, self.size, position = self.missing - 1, self.size + end - position, end + 2
             elif head[:1] in (b"", b"*"):
-                self.arguments, self.missing = [], number(head, MAX_ARGUMENTS)
+                self.arguments, self.missing, self.size = [], number(head, MAX_ARGUMENTS), 0
             else:
                 self.arguments = head.split()  # typed by hand, into telnet
             del self.rest[:position]
