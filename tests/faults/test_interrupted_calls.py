@@ -8,15 +8,14 @@ import random
 import signal
 import socket
 import threading
-from typing import Any
 
 import pytest
 
 import gaio
-from gaio.platform import _io_uring, _kqueue_abi
+from gaio.platform import _kqueue_abi
 from tests import backends
 from tests.accounting import MakeWatcher
-from tests.faulty_libc import Condition, FaultyLibc, every_call
+from tests.faulty_libc import Condition, FaultyLibc, enters_ring, every_call
 from tests.peers import Pairs, pattern, receive_exactly
 from tests.waiting import LIMIT, Background
 
@@ -39,10 +38,6 @@ def every_other() -> Condition:
 
 def interrupt_waits(libc: FaultyLibc, backend: str, times: int | None) -> None:
     libc.fail(WAITS[backend], errno.EINTR, times=times, when=enters_ring if backend == "io_uring" else every_call)
-
-
-def enters_ring(*arguments: Any) -> bool:
-    return bool(arguments[0] == _io_uring.SYS_io_uring_enter)
 
 
 @pytest.mark.scenario(1, on="epoll, io_uring")

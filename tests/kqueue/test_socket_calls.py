@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 
 import pytest
 
@@ -14,7 +13,7 @@ import gaio
 from gaio.platform import _libc, _sockets
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.faulty_libc import FaultyLibc
-from tests.peers import Pairs, pattern, receive_exactly
+from tests.peers import Pairs, pattern, receive_exactly, reset
 from tests.simulated_kqueue import Kernel
 from tests.waiting import Background
 
@@ -126,8 +125,7 @@ class TestAResetTakesTheAddressAlong:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             address = listener.getsockname()
             accept = watcher.accept(listener)
-            with socket.create_connection(address) as client:
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            reset(socket.create_connection(address))
             watcher.finish(accept)
             assert accept.result is not None
             self.forget_addresses(libc, monkeypatch, error)
