@@ -25,8 +25,7 @@ class Client:
     """One connection: the line that is arriving, and the lines that wait to be sent."""
 
     def __init__(self, conn: socket.socket, name: str) -> None:
-        self.conn = conn
-        self.name = name
+        self.conn, self.name = conn, name
         self.rest = b""
         self.waiting = bytearray()
         self.writing = False
@@ -46,6 +45,7 @@ class Room:
         self.watcher = watcher
         self.patience = patience
         self.clients: set[Client] = set()
+        self.slow: set[Client] = set()  # those of them that are to be dropped
 
     def enter(self, result: gaio.OpResult) -> None:
         conn: socket.socket = result.accepted
@@ -72,13 +72,15 @@ class Room:
 
     def say(self, speaker: Client, text: str) -> None:
         line = f"{speaker.name} {text}\n".encode(errors="replace")
-        others = self.clients - {speaker}
-        for client in others:
+        for client in self.clients - self.slow - {speaker}:
             client.waiting += line
             self.send(client)
-        for client in others:
             if len(client.waiting) > MAX_WAITING:
-                self.leave(client, "was too slow")
+                self.slow.add(client)  # not leave() from here: that has something to say, too
+
+    def drop_slow(self) -> None:
+        while self.slow:
+            self.leave(self.slow.pop(), "was too slow")
 
     def speak(self, client: Client, line: bytes) -> None:
         self.say(client, f"says: {line.decode(errors='replace').rstrip()}")
@@ -111,6 +113,7 @@ def serve(watcher: gaio.Watcher, listener: socket.socket, patience: float) -> No
         else:
             client.writing = False
             room.send(client)
+        room.drop_slow()
 
 
 def main() -> None:

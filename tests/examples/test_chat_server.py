@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import child
 from tests.backends import Name
-from tests.server_process import Server, running
-from tests.waiting import LIMIT
+from tests.server_process import PYTHON, Server, listening, running
+from tests.waiting import LIMIT, Background
 
 
 class Person:
@@ -135,6 +136,26 @@ def test_a_client_for_which_too_much_waits_is_dropped(backend: Name) -> None:
     """However patient the server is: the others' words are kept for it in memory."""
     with somebody_dropped(backend, patience=1000) as (_, said):
         assert said > 1 << 20
+
+
+@pytest.mark.slow
+def test_many_clients_may_be_too_slow_at_the_same_moment(backend: Name) -> None:
+    """Who does not read hears the same as the others who do not, so that too much waits for all of them at once."""
+    count = 100
+    # A hundred calls that call each other in turn are more than this Python takes.
+    shallow = "import sys; from examples import chat_server; sys.setrecursionlimit(90); chat_server.main()"
+    command = (*PYTHON, "-c", child.program(shallow), "--backend", backend, "--port", "0", "--patience", "1000")
+    with listening(*command) as server, people(server, 1) as (speaker,), contextlib.ExitStack() as stack:
+        for _ in range(count):
+            stack.enter_context(server.client(receive_buffer=4096))
+        for _ in range(count):
+            assert speaker.hears().endswith("has come")
+        said = Background(lambda: speaker.sock.sendall((b"x" * 4000 + b"\n") * 350))
+        for _ in range(count):
+            assert speaker.hears().endswith("was too slow")
+        said.result()
+        with server.client() as newcomer:
+            assert speaker.hears() == "{}:{} has come".format(*newcomer.getsockname())
 
 
 @pytest.mark.slow
