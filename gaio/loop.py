@@ -305,8 +305,9 @@ class Loop:
                             self.backend.wake()  # what the turn has taken or left: the other loop must look after it
                     self.watch.release()
             self.inside.discard(thread)
-        except BaseException:
+        except BaseException as error:
             self.step_aside()
+            self.unless_abandoned(error)
             raise
         finally:
             set_errno(errno_before)
@@ -353,8 +354,9 @@ class Loop:
             self.listens = True
             self.watch.release()
             self.inside.discard(thread)
-        except BaseException:
+        except BaseException as error:
             self.step_aside()
+            self.unless_abandoned(error)
             raise
         finally:
             set_errno(errno_before)
@@ -458,7 +460,8 @@ class Loop:
         self.inbox.append(Release(None))
         if self.sleeping:
             self.rouse()
-        self.watch.acquire()
+        while not self.watch.acquire(timeout=SIGNAL_LATENCY):
+            pass  # it is another lock, should a handler have forked: this is the child then
         self.wanted = 0
 
     def step_aside(self) -> None:
@@ -913,8 +916,11 @@ class Loop:
         """In the child after fork(2): this loop was the parent's. Close the child's copies, touch nothing shared."""
         self.abandoned = self.closing = self.closed = True
         self.sleeping = [True]
-        self.watch = threading.RLock()
-        self.delegation = threading.RLock()
+        # What this thread holds, in a call that the handler of a signal has interrupted to fork, it will let go of.
+        self.watch = _unless_held_by_another(self.watch)
+        self.delegation = _unless_held_by_another(self.delegation)
+        if self.opened.locked():
+            self.opened.release()  # for begin(): the thread it waits for does not run here
         self.consumer = 0
         self.inside = set()
         self.joining = set()
@@ -926,11 +932,17 @@ class Loop:
             if isinstance(item, HandBack) and item.owner:
                 fds.discard(item.owner[0].fileno())
                 item.owner.clear()
-        _libc.close_all(list(fds))
-        self.inbox, self.outbox, self.dying = [], [], []
+        # Emptied and not replaced: what the handler has interrupted goes on with these lists, and with these numbers,
+        # which may be those of the child's own descriptors by then.
+        self.dying.clear()
+        self.inbox.clear()
+        self.outbox.clear()
         for connection in self.descriptors.values():
             connection.overtaken = WatcherClosedError
             connection.fd = -1
+            for queue in connection.queues():
+                queue.fd = -1
+        _libc.close_all(list(fds))
         for key in list(self.parted):
             self.drop_parted(key)
         self.connections.clear()
@@ -940,6 +952,13 @@ class Loop:
         for backend in (self.backend, self.retired):
             backend.abandon()
         self.backend = self.retired = CLOSED_BACKEND
+
+    def unless_abandoned(self, error: BaseException) -> None:
+        """An exception comes out of a call: `WatcherClosedError` instead, when that is in a child because a handler of
+        a signal has forked in the middle of it.
+        """
+        if self.abandoned and isinstance(error, Exception):
+            raise WatcherClosedError("the watcher is the parent process's: make a new one here") from None
 
     # --- after an interruption ------------------------------------------------------------------------------
 
@@ -1008,8 +1027,22 @@ class DevelopmentLoop(Loop):
 
 
 class _ClosedBackend:
-    """What a closed loop has for a backend: the real one goes when no thread is in the middle of waking it."""
+    """What a closed loop has for a backend: the real one goes when no thread is in the middle of waking it.
 
+    A call that is under way in a child after fork(2) may go on with it, see abandon().
+    """
+
+    completed: list[Any] = []  # noqa: RUF012  # stays empty
+
+    def register(self, _: Connection) -> None:
+        raise WatcherClosedError("the watcher was closed meanwhile")
+
+    def settle(self) -> list[OpResult]:
+        return []
+
+    def start(self, requests: list[OpResult]) -> None: ...
+    def cancel(self, request: OpResult) -> None: ...
+    def wait(self, timeout: float | None) -> None: ...
     def wake(self) -> None: ...
     def hand_over(self) -> None: ...
     def give_back(self) -> None: ...
@@ -1029,6 +1062,14 @@ def overtaken_error(connection: Connection) -> GaioError:
     reason = connection.overtaken
     assert reason is not None
     return reason(_OVERTAKEN[reason])
+
+
+def _unless_held_by_another(lock: threading.RLock) -> threading.RLock:
+    """After fork(2): a new one instead of a lock that a thread of the parent has, for that one never lets go."""
+    if lock.acquire(False):
+        lock.release()
+        return lock
+    return threading.RLock()
 
 
 def _is_ours(frame: FrameType) -> bool:

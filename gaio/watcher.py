@@ -35,7 +35,7 @@ from gaio.errors import (
     UnsupportedConnError,
     WatcherClosedError,
 )
-from gaio.loop import DevelopmentLoop, Loop, Release
+from gaio.loop import SIGNAL_LATENCY, DevelopmentLoop, Loop, Release
 from gaio.memory import COPY_LIMIT, SocketAddress, memory_for_write, pin_for_read
 from gaio.platform import DATAGRAM, FILE, SEQPACKET, _libc, _sockaddr
 from gaio.platform._affinity import set_thread_affinity
@@ -387,7 +387,7 @@ class Watcher:
     def _rouse(self, request: OpResult) -> None:
         loop = self._loop
         loop.rouse()
-        if loop.closed and loop.withdraw(request):
+        if loop.closed and (loop.abandoned or loop.withdraw(request)):
             raise WatcherClosedError(_CLOSED)
 
     # --- delegation -----------------------------------------------------------------------------------------
@@ -424,9 +424,10 @@ class Watcher:
                 outcome = step(argument)
             if outermost:
                 loop.inside.discard(thread)
-        except BaseException:
+        except BaseException as error:
             if outermost:
                 loop.inside.discard(thread)
+            loop.unless_abandoned(error)
             raise
         return outcome
 
@@ -456,6 +457,7 @@ class Watcher:
         if operation is not CONNECT:
             check_connected(fd, kind)
         duplicates: list[int] = []
+        connection = None
         token = next(self._tokens)
         try:
             # By C code into a list, so that an interruption cannot lose it. os.dup() sets close-on-exec.
@@ -467,9 +469,9 @@ class Watcher:
             loop.descriptors[token] = connection
             try:
                 loop.backend.register(connection)
-            except OSError as error:
-                del loop.descriptors[token]
-                if error.errno == errno.EPERM:  # of epoll_ctl(2)
+            except (OSError, WatcherClosedError) as error:
+                loop.descriptors.pop(token, None)
+                if getattr(error, "errno", None) == errno.EPERM:  # of epoll_ctl(2)
                     raise UnsupportedConnError(f"conn cannot be polled, as regular files cannot: {conn!r}") from error
                 raise
             duplicates.clear()  # it is the connection's now
@@ -487,7 +489,7 @@ class Watcher:
             if token in loop.descriptors:
                 # Perhaps the kernel knows it already, and epoll would keep it while the original is open.
                 loop.give_up(loop.descriptors[token])
-            else:
+            elif connection is None or connection.fd >= 0:  # else this is a child after fork(2), where it is closed
                 _libc.close_all(duplicates)
             raise
         return connection
@@ -542,12 +544,13 @@ class Watcher:
             # backward jumps only. So the batch is either still here for the next call, or the caller has it.
             loop.delivery = None
             loop.consumer = 0
+            if loop.abandoned:  # a handler has forked, and this is the child: the batch is the parent's
+                raise WatcherClosedError(_CLOSED)
             return batch
         except BaseException as error:
             loop.step_aside()
             set_errno(errno_before)
-            if loop.abandoned and isinstance(error, Exception):
-                raise WatcherClosedError(_CLOSED) from None  # a signal handler has forked, and this is the child
+            loop.unless_abandoned(error)
             raise
 
     def __iter__(self) -> Iterator[OpResult]:
@@ -581,13 +584,15 @@ class Watcher:
         errno_before = get_errno()  # as in wait_io()
         try:
             loop.inside.add(thread)
-            loop.watch.acquire()
+            while not loop.watch.acquire(timeout=SIGNAL_LATENCY):
+                pass  # as in take_over()
             loop.shut()
             loop.watch.release()
             loop.inside.discard(thread)
-        except BaseException:
+        except BaseException as error:
             loop.step_aside()
-            raise
+            if not (loop.abandoned and isinstance(error, Exception)):  # else a handler has forked, and this is closed
+                raise
         finally:
             set_errno(errno_before)
         loop.see_thread_out()

@@ -183,7 +183,8 @@ class EpollBackend(ReadinessBackend):
 
     def abandon(self) -> None:
         self.close()  # closing the child's copies takes nothing out of the parent's epoll
-        self._epoll = -1  # the number may be another's by the time that a turn goes on which a signal handler forked in
+        # The number may be another's by the time that a call goes on which a signal handler forked in.
+        self._epoll = self._interest.fd = -1
         self._wakeup.abandon()
 
 

@@ -125,5 +125,6 @@ class Kqueue:
         return [(ident, kfilter, udata) for ident, kfilter, _, _, _, udata in entries]
 
     def disown(self) -> None:
-        """Never close the number: in a child of fork(2), which has no such kqueue, it may be a stranger's."""
+        """Never close nor use the number: in a child of fork(2), which has no such kqueue, it may be a stranger's."""
+        self.fd = -1
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._owner))
