@@ -14,7 +14,8 @@ Facts about io_uring that shaped this file
       cancellation that comes late can hit a later request. The numbers of closed descriptors' queues are never used
       again.
     * A buffer of the provided ring is consumed when bytes are received and named in the CQE; sockets consume in
-      the order in which they complete. From Linux 6.12 on (IOU_PBUF_RING_INC) a message takes as much of the buffer
+      the order in which they complete. (Before Linux 6.2 the CQE of a receive that fails may come before those of earlier
+      ones, and before 6.12 it may have consumed a buffer, which is given back with the next batch.) From Linux 6.12 on (IOU_PBUF_RING_INC) a message takes as much of the buffer
       as it has bytes, and the next one begins behind it; before that it took the whole buffer. How far they have
       been consumed is counted here and not read from IORING_CQE_F_BUF_MORE: kernels disagree on that flag where
       nothing was received.
@@ -486,6 +487,7 @@ class IoUringBackend:
             request._result = -ctypes.get_errno() if self._returned[0] < 0 else 0
             if not (self.completed and self.completed[-1] is request):
                 self.completed.append(request)
+            request._queue.ready = NOT_EMPTY  # a write after it needs no room, to fail, and may never be told of any
             self._returned.clear()
         self._shutting_down = None
 
@@ -617,11 +619,12 @@ class IoUringBackend:
     # --- the kernel -----------------------------------------------------------------------------------------
 
     def wait(self, timeout: float | None) -> None:
-        if self._unpark and self._parked:
+        if self._parked and (self._unpark or self._buffers_are_left()):
             self._unpark = False
             self.start(self._startable())
         self._arm()
-        if self.completed or self._woken or (self._unpark and self._parked):  # to make room in the SQ is to reap
+        # To make room in the SQ is to reap. What has been started just now may take no buffer, see _buffers_are_left().
+        if self.completed or self._woken or (self._parked and (self._unpark or self._buffers_are_left())):
             timeout = 0
         if timeout == 0 or self._ksq_head[0] != self._sq_tail:
             # Sends complete at once as a rule: looking without dropping the GIL keeps the batch together.
@@ -646,6 +649,14 @@ class IoUringBackend:
             self._enter(self._enter_now, 0)
         if self._messages and self._ksq_head[0] == self._sq_tail:
             self._messages.clear()  # IORING_FEAT_SUBMIT_STABLE: read when the entry was taken
+
+    def _buffers_are_left(self) -> bool:
+        """Whether reads are parked for want of a swap buffer though there are some.
+
+        Those that were started to take them have found nothing to receive: a peer can arrange that by urgent data, which
+        a socket polls as readable for. No result comes of these, so no give_back() either, for the rest to wait for.
+        """
+        return self._reaped[1] < self._provided[0] and any(self._parked.values())
 
     def _startable(self) -> list[Any]:
         """The parked requests to start: of those that want a swap buffer, no more than there can be.
@@ -735,7 +746,9 @@ class IoUringBackend:
             if flags & IORING_CQE_F_BUFFER:
                 number = flags >> IORING_CQE_BUFFER_SHIFT
                 if number != buffer_in[consumed & mask]:
-                    raise RuntimeError("the kernel handed out swap buffers out of order: use GAIO_BACKEND=epoll")
+                    if not at_least:
+                        raise RuntimeError("the kernel handed out swap buffers out of order: use GAIO_BACKEND=epoll")
+                    buffer_in[consumed & mask] = number
                 start = number * stride + position
                 position += result if result > at_least else at_least
                 if position == size:

@@ -40,6 +40,23 @@ def test_it_needs_no_room(watcher: AccountedWatcher, pairs: Pairs) -> None:
     assert receive_until_eof(peer) == pattern(16 << 20)[: cut_off.size]
 
 
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_a_write_after_it_fails_also_where_there_is_no_room(
+    watcher: AccountedWatcher, pairs: Pairs, kind: str
+) -> None:
+    """A Unix socket whose peer does not read is never reported as writable again, for it cannot be."""
+    conn, _ = pairs.tcp() if kind == "tcp" else pairs.unix()
+    cut_off = watcher.write(conn, pattern(16 << 20), timeout=0.05)
+    watcher.finish(cut_off)
+    assert isinstance(cut_off.error, gaio.DeadlineError)
+    end = watcher.shutdown(conn)
+    watcher.finish(end)
+    late = watcher.write(conn, b"?")
+    watcher.finish(late)
+    assert end.error is None
+    assert isinstance(late.error, BrokenPipeError)
+
+
 def test_reading_goes_on(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """With a read that was pending, and with one submitted afterwards."""
     conn, peer = pairs.tcp()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from functools import partial
 from typing import Any
 
@@ -47,6 +48,30 @@ def test_entries_that_the_kernel_had_no_memory_to_take(
     libc.fail("syscall", errno.EAGAIN, times=4, when=enters_ring)
     nest.finish(write)
     assert libc.struck
+
+
+def test_reads_that_found_no_buffer_behind_others_that_take_none(
+    make_ring: MakeRing, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Urgent data makes a connection readable with nothing to read, which a read that finds no buffer does not see."""
+    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda *_: (64, 4, 4))
+    watcher = make_ring()
+    full = [pairs.unix() for _ in range(4)]
+    in_vain = [pairs.unix() for _ in range(12)]
+    conn, peer = pairs.unix()
+    for _, sender in full:
+        sender.send(bytes(64))
+    for _, sender in in_vain:
+        sender.send(b"!", socket.MSG_OOB)
+    peer.send(b"x")
+    with watcher.watcher._loop.watch:  # all of them in one turn
+        reads = [watcher.read(reader) for reader, _ in full]
+        for reader, _ in in_vain:
+            watcher.read(reader)
+        read = watcher.read(conn)
+        watcher.finish(*reads)
+        watcher.finish(read)
+    assert read.data == b"x"
 
 
 def test_results_of_making_room(make_ring: MakeRing, pairs: Pairs) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+from typing import Any
 
 import pytest
 
@@ -136,6 +137,37 @@ def test_there_are_as_many_buffers_as_the_largest_batches_take(
     assert max(sizes) == COUNT
     assert sizes[0] <= 4, "the first batch has what there was at first, and at most what its first turn found missing"
     assert [read.data for read in reads] == [filling(f"message {number}") for number in range(100)]
+
+
+@pytest.mark.parametrize("few_buffers", ["whole"], indirect=True)
+def test_completions_that_overtake_others(make_ring: MakeRing, pairs: Pairs) -> None:
+    """Before Linux 6.2 one that failed could come before those of earlier receives, and name the buffer after theirs."""
+    watcher = make_ring()
+    ends = [pairs.unix() for _ in range(3)]
+    with watcher.watcher._loop.watch:
+        ring: Any = watcher.watcher._loop.backend
+        assert watcher.wait(0) == []  # the ring is armed: what completes from now on is received
+        for round_number in range(3 * COUNT):
+            reads = [watcher.read(conn) for conn, _ in ends]
+            for number, (_, peer) in enumerate(ends):
+                peer.send(b"%d %d" % (round_number, number))
+            watcher.watcher._loop.admit(watcher.watcher._loop.inbox[:])
+            ring.start(watcher.watcher._loop.ready)
+            watcher.watcher._loop.ready.clear()
+            ring._enter(ring._enter_now, 0)
+            swap_completions(ring)
+            watcher.finish(*reads)
+            assert [read.data for read in reads] == [b"%d %d" % (round_number, number) for number in range(3)]
+
+
+def swap_completions(ring: Any) -> None:
+    """Let the first two that wait in the ring change places."""
+    head, size = ring._reaped[0], _io_uring.CQE.size
+    assert ring._kcq_tail[0] - head == 3
+    first, second = ((place & ring._cq_mask) * size for place in (head, head + 1))
+    entries = [bytes(ring._kcqes[place : place + size]) for place in (second, first)]
+    for place, entry in zip((first, second), entries, strict=True):
+        ring._kcqes[place : place + size] = entry
 
 
 @pytest.mark.parametrize("at_first", [1, 2, COUNT])
