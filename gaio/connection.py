@@ -12,6 +12,7 @@ Ownership
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import stat
@@ -26,6 +27,7 @@ TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
     from typing import Any
 
+_INT_MAX = 0x7FFFFFFF
 NO_MORE: Any = OpResult()  # as the tail of a queue: it takes no more requests
 
 
@@ -35,15 +37,15 @@ class RequestQueue:
     __slots__ = ("descriptor", "fd", "token", "outbound", "head", "tail", "ready", "waiting", "entry")
 
     def __init__(self, connection: Connection, outbound: bool) -> None:
-        self.descriptor = connection
+        self.descriptor: Any = connection  # in the end a ClosedConnection
         self.fd = connection.fd
         self.token = connection.token + 1 if outbound else connection.token
         self.outbound = outbound
         self.head: OpResult | None = None
         self.tail: OpResult | None = None if connection.overtaken is None else NO_MORE
         # For the backend: a fresh descriptor is taken for writable. One that is not open for reading never becomes
-        # readable, so a file is tried at once and says so.
-        self.ready = 1 if outbound or connection.kind == FILE else 0
+        # readable, so it is tried at once and says so.
+        self.ready = 1 if outbound or (connection.kind == FILE and is_write_only(connection.fd)) else 0
         self.waiting: Any = None  # for the backend
         self.entry = b""  # for the backend
 
@@ -72,6 +74,22 @@ class Connection:
 
     def queues(self) -> list[RequestQueue]:
         return [self.reads] if self.writes is None else [self.reads, self.writes]
+
+    def let_go_of_queues(self) -> None:
+        """It is closed. With its queues it is a cycle, which only the collector would free, if that is on."""
+        closed = ClosedConnection(self)
+        for queue in self.queues():
+            queue.descriptor = closed
+
+
+class ClosedConnection:
+    """What the queues of a closed connection know of it, for requests that come too late."""
+
+    __slots__ = ("overtaken", "token")
+
+    def __init__(self, connection: Connection) -> None:
+        self.overtaken = connection.overtaken
+        self.token = connection.token
 
 
 def reference_of(finalizer: weakref.finalize[Any, Any], conn: Any) -> weakref.ref[Any]:
@@ -103,13 +121,17 @@ def descriptor_of(conn: Any) -> int:
         fd = fileno()
     except (OSError, ValueError) as error:
         raise UnsupportedConnError(f"conn has no descriptor to hand over: {error}") from error
-    if not isinstance(fd, int):
+    if not isinstance(fd, int) or isinstance(fd, bool) or fd > _INT_MAX:
         raise UnsupportedConnError(f"fileno() of conn must return the number of its descriptor, not {fd!r}: {conn!r}")
     if fd < 0:
         raise UnsupportedConnError(
             f"conn is closed: {conn!r} was freed or closed before, or belongs to another watcher by now"
         )
     return fd
+
+
+def is_write_only(fd: int) -> bool:
+    return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
 
 
 def is_socket(fd: int) -> bool:

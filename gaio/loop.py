@@ -40,7 +40,7 @@ from ctypes import get_errno, set_errno
 from time import monotonic
 
 from gaio import platform
-from gaio.connection import NO_MORE, Connection, RequestQueue
+from gaio.connection import NO_MORE, ClosedConnection, Connection, RequestQueue
 from gaio.deadlines import Deadline, Deadlines
 from gaio.errors import (
     ConnClosedError,
@@ -164,7 +164,6 @@ class Loop:
         # Entered before the lock is taken and left after it is let go.
         self.consumer = 0
         self.inside: set[int] = set()
-        self.joining: set[int] = set()  # those that wait for the watcher thread to end
         # From here on, only for whoever has the watch.
         self.outbox: list[OpResult] = []
         self.delivery: list[OpResult] | None = None
@@ -267,13 +266,13 @@ class Loop:
         Nor in a signal handler that has interrupted this: before Python 3.13, join() takes a lock that is not
         re-entrant.
         """
-        thread = threading.get_ident()
-        if self.started and thread != self.thread.ident and thread not in self.joining:
-            self.joining.add(thread)
-            try:
-                self.thread.join()
-            finally:
-                self.joining.discard(thread)
+        if self.started and threading.get_ident() != self.thread.ident:
+            frame = sys._getframe().f_back
+            while frame is not None:
+                if frame.f_code is Loop.see_thread_out.__code__ and frame.f_locals["self"] is self:
+                    return
+                frame = frame.f_back
+            self.thread.join()
 
     def give_up(self, connection: Connection) -> None:
         """A delegation failed after the backend was told of it: undone by whoever has the watch, as a free() is."""
@@ -618,10 +617,12 @@ class Loop:
                 queue.head = request
                 queue.tail = request
                 ready.append(request)
-            elif queue.descriptor.overtaken is not None:
+            elif tail is NO_MORE:
                 request.error = overtaken_error(queue.descriptor)
                 if request.operation is CONNECT:
                     self.connecting.discard(queue.descriptor.token)
+                if request._deadline is not None:
+                    request._deadline.request = None  # not called off, for the heap has not got it
                 self.outbox.append(request)
                 request._queue = request._memory = None
                 continue
@@ -654,8 +655,10 @@ class Loop:
             queue.head = following
             if following is None:
                 queue.tail = None
-            else:
+            elif queue.descriptor.overtaken is None:
                 ready.append(following)
+            else:
+                completed.append(overtaken(following))  # which this loop comes to, by and by
             request._queue = request._next = request._memory = None
             if request._deadline is not None:
                 self.deadlines.call_off(request._deadline)
@@ -714,9 +717,11 @@ class Loop:
 
     def rest(self, request: OpResult) -> None:
         """Hold an accept that failed back for a moment, so that a loop around it does not spin."""
+        until = monotonic() + REST
         if request._deadline is not None:
+            until = min(until, request._deadline.when)
             self.deadlines.call_off(request._deadline)
-        request._deadline = Deadline(monotonic() + REST, request)
+        request._deadline = Deadline(until, request)
         self.deadlines.add(request._deadline)
         self.resting[request] = None
 
@@ -726,14 +731,15 @@ class Loop:
         """Cut off what is past its deadline, and shorten `timeout` to the next one."""
         now = monotonic()
         deadlines = self.deadlines
+        places: dict[RequestQueue, OpResult] = {}
         while True:
             request = deadlines.expired(now)
             if request is None:
                 break
             if request in self.resting:
-                self.cut_off(request, request.error)
+                self.cut_off(request, request.error, places)
             else:
-                self.cut_off(request, DeadlineError("timed out; `size` tells how many bytes had moved"))
+                self.cut_off(request, DeadlineError("timed out; `size` tells how many bytes had moved"), places)
             if request._deadline is not None:
                 deadlines.call_off(request._deadline)
         when = deadlines.earliest()
@@ -742,8 +748,14 @@ class Loop:
         remaining = max(0.0, when - now)
         return remaining if timeout is None else min(timeout, remaining)
 
-    def cut_off(self, request: OpResult, error: Exception | None) -> None:
-        """Have the request end with this error, unless it finishes first."""
+    def cut_off(
+        self, request: OpResult, error: Exception | None, places: dict[RequestQueue, OpResult] | None = None
+    ) -> None:
+        """Have the request end with this error, unless it finishes first.
+
+        `places` are where the last of each queue was found, while many are cut off: in long queues they mostly follow
+        one another.
+        """
         queue = request._queue
         if queue is None:
             return  # it has finished
@@ -758,9 +770,16 @@ class Loop:
                 self.backend.cancel(request)
             return
         # Behind the head nothing has been started: it can go at once.
-        before: Any = queue.head
-        while before._next is not request:
+        if places is None:
+            places = {}
+        before: Any = places.get(queue, queue.head)
+        while before is not None and before._next is not request:
             before = before._next
+        if before is None:
+            before = queue.head
+            while before._next is not request:
+                before = before._next
+        places[queue] = before
         request.error = error
         if request.operation is CONNECT:
             self.connecting.discard(queue.descriptor.token)
@@ -777,13 +796,10 @@ class Loop:
         if self.ready:
             self.backend.start(self.ready)  # only what has been started can be cancelled
             self.ready.clear()
-        head = queue.head
-        if head is None:
+        if queue.head is None:
             queue.tail = NO_MORE
-            return
-        while head._next is not None:
-            self.cut_off(head._next, overtaken_error(queue.descriptor))
-        self.cut_off(head, overtaken_error(queue.descriptor))
+        else:
+            self.cut_off(queue.head, overtaken_error(queue.descriptor))  # finish() sees to those behind it, in order
 
     def release(self, item: Release, reason: type[GaioError] = ConnClosedError) -> None:
         """Give a connection up: its requests end with `reason`, then its descriptor is closed."""
@@ -838,6 +854,7 @@ class Loop:
         self.parted[key] = item
         self.table_of(connection).pop(key, None)
         self.descriptors.pop(connection.token, None)
+        connection.let_go_of_queues()
         item.done = True
 
     def dismiss(self) -> None:
@@ -855,6 +872,7 @@ class Loop:
                 connection.fd = -1
             _libc.close_all(self.dying)
             self.descriptors.pop(connection.token, None)
+            connection.let_go_of_queues()
             if connection.finalizer is not None:
                 connection.finalizer.detach()
             table = self.table_of(connection)
@@ -909,6 +927,8 @@ class Loop:
                 self.shut()  # an interruption may have left the request with its result, but in the inbox still
             if self.closed and request in self.inbox:
                 self.inbox.remove(request)
+                if request._deadline is not None:
+                    request._deadline.request = None
                 return True
         return False
 
@@ -923,7 +943,6 @@ class Loop:
             self.opened.release()  # for begin(): the thread it waits for does not run here
         self.consumer = 0
         self.inside = set()
-        self.joining = set()
         self.started = False  # the thread does not run here, and nobody is to wait for it
         self.failure = self.delivery = None
         # Another thread of the parent may have been in the middle of closing one, or of parting with one.
@@ -987,14 +1006,18 @@ class Loop:
         queued: set[int] = set()
         deadlines: list[Deadline] = []
         for connection in list(self.descriptors.values()):
-            for queue in connection.queues():
+            # A connect() first: a read behind it must find that it is under way.
+            for queue in reversed(connection.queues()):
                 requests = [request for request in _chain(queue.head) if id(request) not in finished]
                 queued.update(map(id, requests))
                 deadlines += [request._deadline for request in requests if request._deadline is not None]
                 relink(queue, requests)
                 if requests and id(requests[0]) not in started:
                     requests[0]._offset = requests[0].size
-                    self.ready.append(requests[0])
+                    if connection.overtaken is None:
+                        self.ready.append(requests[0])
+                    else:
+                        backend.completed.append(overtaken(requests[0]))
         self.deadlines.replace(deadlines)  # that of a request that was being admitted may be missing
         for request in self.outbox:
             request._queue = request._next = request._memory = None
@@ -1058,10 +1081,17 @@ _OVERTAKEN: dict[type[GaioError], str] = {
 }
 
 
-def overtaken_error(connection: Connection) -> GaioError:
+def overtaken_error(connection: Connection | ClosedConnection) -> GaioError:
     reason = connection.overtaken
     assert reason is not None
     return reason(_OVERTAKEN[reason])
+
+
+def overtaken(request: OpResult) -> OpResult:
+    """That request, which has not been started, as if its connection had been given up while it was under way."""
+    request.error = overtaken_error(request._queue.descriptor)
+    request._result = _ECANCELED
+    return request
 
 
 def _unless_held_by_another(lock: threading.RLock) -> threading.RLock:

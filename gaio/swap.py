@@ -10,8 +10,8 @@ batch has been given back. So an exception between any two bytecodes leaves the 
 with a segment that is out of use for one batch.
 
 The segments stand in a circle and are taken in turn. When the next one is not free yet another is put in before it,
-up to a limit: so there are as many as the largest batches take. Beyond the limit a read gets private memory of its
-own: never a stall, never a crumb of a buffer.
+up to a limit: so there are as many as the largest batches take. Beyond the limit a read gets a spare segment, from
+which its bytes are copied at once: never a stall, never a crumb of a buffer, and no more memory than there are bytes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,18 @@ class Segment:
 class SwapArena:
     """Room for swap reads. Not thread-safe: it belongs to whoever has the watch."""
 
-    __slots__ = ("size", "segments", "writing", "_given_back", "_enough", "_memory", "_most", "_current", "_place")
+    __slots__ = (
+        "size",
+        "segments",
+        "writing",
+        "_given_back",
+        "_enough",
+        "_memory",
+        "_most",
+        "_current",
+        "_place",
+        "_spare",
+    )
 
     def __init__(self, size: int, limit: int = LIMIT) -> None:
         """`size` is the bytes of one segment, and so the largest read without a buffer."""
@@ -58,11 +69,13 @@ class SwapArena:
         self.segments = [Segment(self._memory[:size])]
         self._current = self.segments[0]
         self._place = 0  # of the current segment in the circle
+        self._spare: Segment | None = None  # of no batch
 
     def room(self, whole: bool = False) -> Segment:
         """The segment for the next read, which may use it from `used` to its end.
 
-        `whole` asks for one that is empty: what keeps message boundaries cuts off what does not fit.
+        What is read into one of no batch (-1) is to be copied before the next call, and its `used` stays 0. `whole`
+        asks for one that is empty: what keeps message boundaries cuts off what does not fit.
         """
         segment = self._current
         needed = segment.size if whole else self._enough
@@ -77,7 +90,9 @@ class SwapArena:
         if segment.batch > self._given_back:
             count = len(segments)
             if count == self._most:
-                return Segment(memoryview(bytearray(self.size)))
+                if self._spare is None:
+                    self._spare = Segment(memoryview(mmap.mmap(-1, self.size, mmap.MAP_PRIVATE)))
+                return self._spare
             segment = Segment(self._memory[count * self.size : (count + 1) * self.size])
             segments.insert(place, segment)
         segment.used = 0

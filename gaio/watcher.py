@@ -119,12 +119,13 @@ class Watcher:
 
         The first request for an object delegates it: see the README. Reads of one connection complete in the
         order they were submitted. `timeout` is in seconds; when it passes first, the result's error is a
-        `DeadlineError`. `context` is handed back unchanged. Any thread may call this; it does not block.
+        `DeadlineError`, which does not wait for the results of reads submitted before. `context` is handed back
+        unchanged. Any thread may call this; it does not block.
 
         Raises `UnsupportedConnError`, `WatcherClosedError`, `EmptyBufferError`, `TypeError`, `BufferError` or (a
         timeout below 0 or without end) `ValueError` for wrong arguments, and `OSError` when delegation fails (EMFILE).
-        Nothing is submitted then. Everything
-        else, the end of the stream (`EOFError`) included, arrives as `OpResult.error`.
+        Nothing is submitted then. Everything else, the end of the stream (`EOFError`) included, arrives as
+        `OpResult.error`.
         """
         connection = self._connections.get(id(conn))
         if connection is None or connection.conn() is not conn:
@@ -540,12 +541,12 @@ class Watcher:
         try:
             batch = loop.harvest(timeout)
             set_errno(errno_before)
+            if loop.abandoned:  # a handler has forked, and this is the child: the batch is the parent's
+                raise WatcherClosedError(_CLOSED)
             # From this store to the caller the interpreter runs no signal handler: CPython does so at calls and at
             # backward jumps only. So the batch is either still here for the next call, or the caller has it.
             loop.delivery = None
             loop.consumer = 0
-            if loop.abandoned:  # a handler has forked, and this is the child: the batch is the parent's
-                raise WatcherClosedError(_CLOSED)
             return batch
         except BaseException as error:
             loop.step_aside()
@@ -561,7 +562,7 @@ class Watcher:
         """
         while True:
             try:
-                batch = self.wait_io()
+                batch = iter(self.wait_io())  # which lets go of its list at the end: the next wait may be long
             except WatcherClosedError:
                 return
             yield from batch
@@ -736,9 +737,9 @@ def _choose(backend: str | None) -> str:
     return backend
 
 
-# Any thread adds to it, a single set operation; it is gone through when the interpreter exits, and in a child after
-# fork(2), by its one thread.
-_loops: weakref.WeakSet[Loop] = weakref.WeakSet()
+# Any thread adds to it, and a loop that is collected leaves it, in a single set operation each; to go through it, it is
+# copied in one, too. Not a WeakSet, whose operations are many: another thread could add to it in the middle of them.
+_loops: set[weakref.ref[Loop]] = set()
 
 
 def _register(loop: Loop) -> None:
@@ -750,16 +751,20 @@ def _register(loop: Loop) -> None:
         atexit.register(_close_all)
         # Once, and not when gaio is imported. Two threads may both do it: to do these twice is to do them once.
         _register.done = True  # type: ignore[attr-defined]  # functions take any attribute
-    _loops.add(loop)
+    _loops.add(weakref.ref(loop, _loops.discard))
+
+
+def _all_loops() -> Iterator[Loop]:
+    return filter(None, [reference() for reference in _loops.copy()])
 
 
 def _close_all() -> None:
-    for loop in list(_loops):
+    for loop in _all_loops():
         if not loop.closed:
             loop.ask_to_close()
         loop.see_thread_out()
 
 
 def _abandon_all() -> None:
-    for loop in list(_loops):
+    for loop in _all_loops():
         loop.abandon()

@@ -25,7 +25,6 @@ from gaio.platform._readiness import LONGEST_WAIT, ReadinessBackend
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
-    from typing import Any
 
     from gaio.platform import Descriptor
     from gaio.swap import SwapArena
@@ -101,21 +100,17 @@ class EpollBackend(ReadinessBackend):
         "_interest",
         "_epoll",
         "_wakeup",
-        "_descriptors",
         "_events",
         "_events_pointer",
-        "_counts",
         "_epoll_wait",
         "_epoll_look",
     )
 
     def __init__(self, arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> None:
-        super().__init__(arena)
-        self._descriptors = descriptors
+        super().__init__(arena, descriptors)
         events = bytearray(EVENT.size * MAX_EVENTS)
         self._events_pointer = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(events)))
         self._events = memoryview(events)  # keeps the array exported, so its address holds
-        self._counts: list[int] = []  # what epoll_wait() returned and is not dealt with yet
         self._epoll_wait = _libc.collecting("epoll_wait", self._counts, waits=True)
         self._epoll_look = _libc.collecting("epoll_wait", self._counts)
         self._open: list[int] = []
@@ -164,13 +159,6 @@ class EpollBackend(ReadinessBackend):
             if events & WRITE_EDGE:
                 self.writable(descriptor)
         self._counts.clear()
-
-    def settle(self) -> list[Any]:
-        held = super().settle()
-        if self._counts and self._counts[0] > 0:
-            self._take_events()  # some for the second time, which only costs an attempt
-        self._counts.clear()
-        return held
 
     def fileno(self) -> int:
         return self._epoll

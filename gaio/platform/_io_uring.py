@@ -14,11 +14,11 @@ Facts about io_uring that shaped this file
       cancellation that comes late can hit a later request. The numbers of closed descriptors' queues are never used
       again.
     * A buffer of the provided ring is consumed when bytes are received and named in the CQE; sockets consume in
-      the order in which they complete. (Before Linux 6.2 the CQE of a receive that fails may come before those of earlier
-      ones, and before 6.12 it may have consumed a buffer, which is given back with the next batch.) From Linux 6.12 on (IOU_PBUF_RING_INC) a message takes as much of the buffer
+      the order in which they complete. From Linux 6.12 on (IOU_PBUF_RING_INC) a message takes as much of the buffer
       as it has bytes, and the next one begins behind it; before that it took the whole buffer. How far they have
       been consumed is counted here and not read from IORING_CQE_F_BUF_MORE: kernels disagree on that flag where
-      nothing was received.
+      nothing was received. Before Linux 6.2 the CQE of a receive that fails may come before those of earlier ones, and
+      before 6.12 it may name a buffer, which is given back with the next batch.
     * A file may be read by a kernel worker that takes its buffer at the start, so files do without: they are polled,
       and then read into memory of their own.
     * A request that waits in the ring and is woken 128 times in vain is handed to a kernel thread, which blocks in it,
@@ -51,7 +51,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import functools
 import math
 import mmap
@@ -415,8 +414,6 @@ class IoUringBackend:
             if sys.platform == "linux":  # as it always is here; the type checker has to be told
                 with select.epoll() as poller:
                     poller.register(descriptor.fd)  # EPERM for what cannot be polled, as regular files
-            if fcntl.fcntl(descriptor.fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_WRONLY:
-                descriptor.reads.ready = UNKNOWN  # else it never polls as readable: it is tried at once and says so
             os.set_blocking(descriptor.fd, False)  # or a kernel worker would sit in read(2) for as long as it takes
 
     def unregister(self, descriptor: Descriptor) -> None:
@@ -653,8 +650,8 @@ class IoUringBackend:
     def _buffers_are_left(self) -> bool:
         """Whether reads are parked for want of a swap buffer though there are some.
 
-        Those that were started to take them have found nothing to receive: a peer can arrange that by urgent data, which
-        a socket polls as readable for. No result comes of these, so no give_back() either, for the rest to wait for.
+        Those that were started to take them have found nothing to receive: a peer can arrange that by urgent data,
+        for which a socket polls as readable. No result comes of these, so no give_back() that the rest could wait for.
         """
         return self._reaped[1] < self._provided[0] and any(self._parked.values())
 
@@ -955,19 +952,20 @@ class _NoRequest:
 
 
 class OwnMemory:
-    """Memory for one swap read of a file; what is not used of it is given back."""
+    """Memory for one swap read of a file or of a message.
 
-    __slots__ = ("address", "_storage", "_export")
+    Mapped and not allocated, which would be to fill it with zeros: it takes no more memory than bytes come. And these
+    are copied from it, for a view would keep all of it.
+    """
+
+    __slots__ = ("address", "_storage")
 
     def __init__(self, size: int) -> None:
-        self._storage = bytearray(size)
-        self._export: Any = ctypes.c_char.from_buffer(self._storage)
-        self.address = ctypes.addressof(self._export)
+        self._storage = mmap.mmap(-1, size, mmap.MAP_PRIVATE)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._storage))
 
     def view(self, size: int) -> memoryview:
-        self._export = None
-        del self._storage[size:]
-        return memoryview(self._storage)
+        return memoryview(bytearray(memoryview(self._storage)[:size]))
 
 
 open_backend = IoUringBackend

@@ -146,8 +146,6 @@ class KqueueBackend(ReadinessBackend):
     name = "kqueue"
 
     __slots__ = (
-        "_counts",
-        "_descriptors",
         "_events",
         "_events_pointer",
         "_kevent_look",
@@ -162,8 +160,7 @@ class KqueueBackend(ReadinessBackend):
     )
 
     def __init__(self, arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> None:
-        super().__init__(arena)
-        self._descriptors = descriptors
+        super().__init__(arena, descriptors)
         abi, library = system()
         self._kqueue = Kqueue(abi, library)
         try:
@@ -173,7 +170,6 @@ class KqueueBackend(ReadinessBackend):
         events = bytearray(self._kqueue.structure.size * MAX_EVENTS)
         self._events_pointer = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(events)))
         self._events = memoryview(events)  # keeps the array exported, so its address holds
-        self._counts: list[int] = []  # what kevent() returned and is not dealt with yet
         self._kevent_wait = _libc.collecting(abi.kevent, self._counts, library, waits=True)
         self._kevent_look = _libc.collecting(abi.kevent, self._counts, library)
         self._setsockopt = _libc.checked("setsockopt")
@@ -286,13 +282,6 @@ class KqueueBackend(ReadinessBackend):
             else:
                 self.writable(descriptor)
         self._counts.clear()
-
-    def settle(self) -> list[Any]:
-        held = super().settle()
-        if self._counts and self._counts[0] > 0:
-            self._take_events()  # some for the second time, which only costs an attempt
-        self._counts.clear()
-        return held
 
     def fileno(self) -> int:
         return self._kqueue.fd

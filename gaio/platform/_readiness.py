@@ -29,6 +29,7 @@ import errno
 import os
 import socket
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from time import monotonic
 
 from gaio.memory import SocketAddress, Vector
@@ -72,6 +73,8 @@ class ReadinessBackend(ABC):
 
     __slots__ = (
         "completed",
+        "_descriptors",
+        "_counts",
         "_arena",
         "_short_of_memory",
         "_next_try",
@@ -99,8 +102,10 @@ class ReadinessBackend(ABC):
         "_so_error_size_pointer",
     )
 
-    def __init__(self, arena: SwapArena) -> None:
+    def __init__(self, arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> None:
         self.completed: list[Any] = []
+        self._descriptors = descriptors
+        self._counts: list[int] = []  # how many events the kernel has told of that are not dealt with yet
         self._arena = arena
         self._short_of_memory: dict[Any, None] = {}  # the queues whose write met ENOBUFS and is to be tried again
         self._next_try = 0.0  # and when, by the monotonic clock
@@ -195,6 +200,13 @@ class ReadinessBackend(ABC):
                 self._bring_back(request, request._queue, -error)
             self._returned.clear()
             self._attempted = None
+        if self._counts and self._counts[0] > 0:
+            self._take_events()  # some for the second time, which only costs an attempt
+        self._counts.clear()
+        for descriptor in list(self._descriptors.values()):
+            for queue in (descriptor.reads, descriptor.writes):
+                if queue is not None:
+                    queue.waiting = None  # it will be started again, if at all: an edge must not do it before
         return []  # nothing is ever left with the kernel
 
     def hand_over(self) -> None:
@@ -207,6 +219,10 @@ class ReadinessBackend(ABC):
 
     @abstractmethod
     def wake(self) -> None: ...
+
+    @abstractmethod
+    def _take_events(self) -> None:
+        """Go through the events that `_counts` tells of, and empty it."""
 
     # --- edges ----------------------------------------------------------------------------------------------
 
@@ -293,6 +309,8 @@ class ReadinessBackend(ABC):
             offset = request._offset
             self._pointer.value = memory.address + offset
             asked = min(request._length - offset, _libc.MAX_RW_COUNT)
+        if kind == FILE:
+            _keep_from_blocking(queue)
         self._asked = asked
         self._attempted = request
         if kind == FILE:
@@ -305,6 +323,7 @@ class ReadinessBackend(ABC):
             self._conclude(request, queue)
 
     def _try_accept(self, request: Any, queue: Any) -> None:
+        _keep_from_blocking(queue)
         self._attempted = request
         self._accept(queue.fd)
         if self._returned[0] < 0:
@@ -325,6 +344,8 @@ class ReadinessBackend(ABC):
         offset = request._offset
         asked = self._asked = min(request._length - offset, _libc.MAX_RW_COUNT)
         is_file = queue.descriptor.kind == FILE
+        if is_file:
+            _keep_from_blocking(queue)
         self._attempted = request
         if type(memory) is Vector:
             address, count = memory.after(offset)
@@ -400,9 +421,11 @@ class ReadinessBackend(ABC):
             segment = self._segment
             assert segment is not None
             start = self._start
-            request.buffer = segment.memory[start : start + moved]
-            segment.used = start + moved
-            if segment.batch < 0:
+            if segment.batch >= 0:
+                request.buffer = segment.memory[start : start + moved]
+                segment.used = start + moved
+            else:
+                request.buffer = memoryview(bytearray(segment.memory[:moved]))
                 request._length = moved  # not the arena's: the view is the caller's for good
         if 0 < moved < self._asked and queue.ready == READY and queue.descriptor.kind == STREAM:
             queue.ready = NOT_READY
@@ -441,6 +464,14 @@ class ReadinessBackend(ABC):
             completed.append(request)
         self._returned.clear()
         self._attempted = None
+
+
+def _keep_from_blocking(queue: Queue) -> None:
+    """Of what has no MSG_DONTWAIT, before each attempt: O_NONBLOCK belongs to all who share it, and a shell that gets
+    its terminal back, or another server that is done with the same listener, clears it. The attempt would then wait
+    with the interpreter lock held.
+    """
+    os.set_blocking(queue.fd, False)
 
 
 def _is_connecting(descriptor: Descriptor) -> bool:

@@ -465,6 +465,22 @@ def test_out_of_descriptors_does_not_spin(backend: Name) -> None:
     assert child.output_of(OUT_OF_DESCRIPTORS + code, GAIO_BACKEND=backend) == ""
 
 
+def test_an_accept_that_rests_keeps_its_own_deadline(backend: Name) -> None:
+    """Which comes before that of another request, and that one before the error otherwise would."""
+    code = """
+    watcher.accept(listener, timeout=0.02)
+    watcher.read(conn, timeout=0.06)
+    results = []
+    while len(results) < 2:
+        results += watcher.wait_io()
+    assert [result.operation for result in results] == [gaio.ACCEPT, gaio.READ], results
+    assert results[0].error.errno == errno.EMFILE, results
+    for closable in (watcher, peer, *clients):
+        closable.close()
+    """
+    assert child.output_of(OUT_OF_DESCRIPTORS + code, GAIO_BACKEND=backend) == ""
+
+
 def test_free_does_not_wait_for_an_accept_that_rests(backend: Name) -> None:
     code = """
     watcher.accept(listener)

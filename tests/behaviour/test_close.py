@@ -24,6 +24,7 @@ def test_pending_requests_are_still_delivered(watcher: AccountedWatcher, pairs: 
     queued = [watcher.read(conn, bytearray(10)) for conn, _ in ends]
     finished = watcher.close_and_check()
     assert len(finished) == 150
+    assert all(finished.index(first) < finished.index(later) for first, later in zip(begun, queued, strict=False))
     assert all(isinstance(request.error, gaio.WatcherClosedError) for request in [*begun, *queued])
     assert all(isinstance(request.error, RuntimeError) for request in finished)
 

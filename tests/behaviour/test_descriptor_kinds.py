@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tty
 from functools import partial
+from pathlib import Path
 from typing import IO
 
 import pytest
@@ -131,6 +132,21 @@ class TestDatagrams:
         assert isinstance(read.error, ConnectionRefusedError)
 
 
+def test_a_message_without_a_buffer_keeps_no_more_memory_than_it_has_bytes(
+    watcher: AccountedWatcher, pairs: Pairs
+) -> None:
+    """The view of one that came beyond the swap arena, or on io_uring beside it, is the caller's for good."""
+    ends = [pairs.unix(socket.SOCK_DGRAM) for _ in range(300)]  # more than the arena has segments
+    reads = [watcher.read(conn) for conn, _ in ends]
+    for _, peer in ends:
+        peer.send(b"x")
+    wait_until(lambda: not watcher.watcher.stats().pending, "the watcher thread to read them all")
+    watcher.finish(*reads)
+    own = [read.result.buffer for read in reads if read.result and not read.result.is_swap_buffer]
+    assert own
+    assert {memoryview(view.obj).nbytes for view in own} == {1}
+
+
 @pytest.mark.skipif(
     sys.platform != "linux", reason="only Linux has Unix sockets that keep records and have an end"
 )
@@ -169,6 +185,37 @@ class TestPipes:
         watcher.finish(watcher.write(conn, payload), watcher.write(conn, [b"and ", b"more"]))
         watcher.free(conn)
         assert receiving.result() == payload + b"and more"
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere that may be the end already")
+    def test_a_named_pipe_that_nobody_writes_to_yet(
+        self, watcher: AccountedWatcher, pairs: Pairs, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "pipe"
+        os.mkfifo(path)
+        conn = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0)
+        pairs.also_close(conn)
+        read, end = watcher.read(conn), watcher.read(conn)
+        assert watcher.wait(0) == []
+        with open(path, "wb", buffering=0) as writer:
+            writer.write(b"at last")
+            watcher.finish(read)
+        watcher.finish(end)
+        assert read.data == b"at last"
+        assert isinstance(end.error, EOFError)
+
+    def test_somebody_else_makes_it_block(self, watcher: AccountedWatcher, pairs: Pairs) -> None:
+        """The mode belongs to all who share it; a read right after another one is tried without being told to."""
+        conn, peer = pairs.pipe_to_read()
+        other = os.dup(conn.fileno())
+        pairs.also_close(os.fdopen(other, "rb", buffering=0))
+        read = watcher.read(conn)
+        assert watcher.wait(0) == []
+        os.set_blocking(other, True)
+        peer.write(b"line")
+        watcher.finish(read)
+        late = watcher.read(conn, bytearray(9), timeout=0.05)
+        watcher.finish(late)
+        assert isinstance(late.error, gaio.DeadlineError)
 
     def test_the_wrong_direction_is_an_error(self, watcher: AccountedWatcher, pairs: Pairs) -> None:
         """Whoever reads from the writing end waits for what cannot come."""

@@ -29,7 +29,9 @@ def test_pending_requests_come_back_with_conn_closed_error(watcher: AccountedWat
     writes = [watcher.write(conn, bytes(MIB)) for _ in range(3)]
     assert watcher.wait(0) == []  # the first read and the first write are under way
     watcher.free(conn)
-    watcher.finish(*reads, *writes)
+    finished = watcher.finish(*reads, *writes)
+    assert [request for request in finished if request in reads] == reads, "in the order of submission"
+    assert [request for request in finished if request in writes] == writes
     assert all(isinstance(request.error, gaio.ConnClosedError) for request in [*reads, *writes])
     assert all(isinstance(request.error, ConnectionError) for request in [*reads, *writes])
     assert [read.size for read in reads] == [0, 0, 0]

@@ -11,7 +11,7 @@ import gaio
 from tests.accounting import AccountedWatcher
 from tests.backends import Name
 from tests.peers import Pairs, receive_exactly
-from tests.waiting import wait_until
+from tests.waiting import Background, wait_until
 
 
 def use_and_forget(watcher: AccountedWatcher, pairs: Pairs, count: int) -> list[bytes]:
@@ -41,6 +41,48 @@ def test_forgotten_connections_are_closed_while_the_consumer_waits(
     assert [other.recv(1) for other in pairs.sockets() if other is not peer] == [b""] * 20
     peer.sendall(b"x")
     watcher.finish(read)
+
+
+def test_a_batch_that_was_gone_through_keeps_nothing_alive(backend: Name, pairs: Pairs) -> None:
+    """`for result in watcher` waits for the next one then, which may be long."""
+
+    def consume(watcher: gaio.Watcher) -> None:
+        for result in watcher:
+            del result
+
+    with gaio.Watcher(backend=backend) as watcher:
+        for _ in range(3):
+            conn, peer = pairs.tcp()
+            peer.sendall(b"x")
+            watcher.read(conn)
+        del conn
+        consumer = Background(lambda: consume(watcher))
+        assert [peer.recv(1) for peer in pairs.sockets()] == [b""] * 3
+    consumer.result()
+
+
+def test_a_connection_that_was_closed_leaves_nothing_to_the_collector(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """Nor does one that was detached: where the collector is off, memory would grow with each of them."""
+
+    def serve() -> None:
+        (conn, _), (other, _) = pairs.tcp(), pairs.tcp()
+        watcher.finish(watcher.write(conn, b"x"), watcher.read(conn, timeout=0), watcher.write(other, b"x"))
+        watcher.free(conn)
+        pairs.also_close(watcher.watcher.detach(other))
+        watcher.wait(0)
+
+    def there() -> int:
+        return sum(type(item).__module__ == "gaio.connection" for item in gc.get_objects())
+
+    gc.disable()
+    try:
+        serve()
+        before = there()
+        for _ in range(5):
+            serve()
+        assert there() == before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.scenario(13)

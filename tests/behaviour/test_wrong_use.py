@@ -57,8 +57,11 @@ class WithoutClose:
 
 
 class FilenoOfAnotherKind:
-    def fileno(self) -> str:
-        return "3"
+    def __init__(self, number: object) -> None:
+        self.number = number
+
+    def fileno(self) -> object:
+        return self.number
 
     def close(self) -> None:
         raise AssertionError("closed, though it was refused")
@@ -104,11 +107,12 @@ class TestConn:
             submit(unharmed, WithoutFileno())
         assert_helpful(caught.value, "fileno()")
 
-    def test_an_object_whose_fileno_is_no_number(
-        self, unharmed: gaio.Watcher, submit: Callable[[gaio.Watcher, Any], None]
+    @pytest.mark.parametrize("number", ["3", None, True, 1 << 31, 1 << 63], ids=repr)
+    def test_an_object_whose_fileno_is_no_number_of_a_descriptor(
+        self, unharmed: gaio.Watcher, submit: Callable[[gaio.Watcher, Any], None], number: object
     ) -> None:
         with pytest.raises(gaio.UnsupportedConnError) as caught:
-            submit(unharmed, FilenoOfAnotherKind())
+            submit(unharmed, FilenoOfAnotherKind(number))
         assert_helpful(caught.value, "fileno()")
 
     def test_a_socket_with_an_open_file(

@@ -60,8 +60,8 @@ def forked_somewhere_new():
         code, number = frame.f_code, frame.f_lineno
         if "/gaio/" not in code.co_filename:
             return None
-        # Right before these no handler runs: what they return is the caller's already.
-        hand_over = linecache.getline(code.co_filename, number).strip() in ("return batch", "return sock")
+        # Right before these no handler runs: what is returned is the caller's already.
+        hand_over = linecache.getline(code.co_filename, number).strip() in {handing_over}
         if event == "line" and (code, number) not in forked_at and not hand_over:
             sys.settrace(None)
             forked_at.add((code, number))
@@ -109,6 +109,7 @@ print(good.count(False))
 """
 
 
+HANDING_OVER = ("loop.delivery = None", "loop.consumer = 0", "return batch", "return sock")
 REFUSED = "(gaio.WatcherClosedError,)"
 
 
@@ -126,5 +127,5 @@ REFUSED = "(gaio.WatcherClosedError,)"
 )
 def test_fork_at_every_line(backend: Name, call: str, lines: int, outcomes: str) -> None:
     # Python 3.12 and newer warn of fork() in a process with threads, which is just what this is about.
-    code = PROGRAM.format(backend=backend, call=call, lines=lines, outcomes=outcomes)
+    code = PROGRAM.format(backend=backend, call=call, lines=lines, outcomes=outcomes, handing_over=HANDING_OVER)
     assert child.output_of(code, "-W", "ignore::DeprecationWarning") == "0"

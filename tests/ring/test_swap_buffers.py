@@ -141,7 +141,7 @@ def test_there_are_as_many_buffers_as_the_largest_batches_take(
 
 @pytest.mark.parametrize("few_buffers", ["whole"], indirect=True)
 def test_completions_that_overtake_others(make_ring: MakeRing, pairs: Pairs) -> None:
-    """Before Linux 6.2 one that failed could come before those of earlier receives, and name the buffer after theirs."""
+    """Before Linux 6.2 one that failed could come before those of earlier receives, and name a later buffer."""
     watcher = make_ring()
     ends = [pairs.unix() for _ in range(3)]
     with watcher.watcher._loop.watch:
