@@ -14,7 +14,7 @@ import sys
 
 import gaio
 
-MAX_ARGUMENTS = 1024
+MAX_LINE, MAX_ARGUMENTS = 65_536, 1024
 MAX_BULK, MAX_COMMAND, MAX_REPLIES = 1 << 20, 2 << 20, 1 << 20  # bytes: of one argument, of all, of a write
 
 
@@ -28,32 +28,32 @@ class Client:
 
     def next_command(self) -> list[bytes] | None:
         """Take out an array of bulk strings, "*1 $4 PING" with a line end in place of each space, if it is complete."""
-        while (end := self.rest.find(b"\r\n")) >= 0:
+        while (end := self.rest.find(b"\r\n", 0, MAX_LINE)) >= 0:
             head, position = bytes(self.rest[:end]), end + 2
             if self.missing:
-                end = position + number(head, MAX_BULK)
-                if self.size + end > MAX_COMMAND:
-                    raise ValueError("too long a command")
+                end = position + number(head, b"$", MAX_BULK)
+                if self.size + end > MAX_COMMAND or not b"\r\n".startswith(self.rest[end : end + 2]):
+                    raise ValueError("too long a command, or an argument longer than it says")
                 if len(self.rest) < end + 2:
                     return None
                 self.arguments.append(bytes(self.rest[position:end]))
                 self.missing, self.size, position = self.missing - 1, self.size + end - position, end + 2
-            elif head[:1] in (b"", b"*"):
-                self.arguments, self.missing, self.size = [], number(head, MAX_ARGUMENTS), 0
+            elif head[:1] == b"*":
+                self.arguments, self.missing, self.size = [], number(head, b"*", MAX_ARGUMENTS), 0
             else:
                 self.arguments = head.split()  # typed by hand, into telnet
             del self.rest[:position]
             if not self.missing:
                 return self.arguments
-        if len(self.rest) > MAX_BULK:
-            raise ValueError("a line without end")
+        if len(self.rest) > MAX_LINE:
+            raise ValueError("too long a line")
         return None
 
 
-def number(head: bytes, limit: int) -> int:
-    if head and not (head[:1] in b"*$" and head[1:].isdigit() and len(head) < 10 and int(head[1:]) <= limit):
+def number(head: bytes, kind: bytes, limit: int) -> int:
+    if not (head[:1] == kind and head[1:].isdigit() and len(head) < 10 and int(head[1:]) <= limit):
         raise ValueError("invalid length")
-    return int(head[1:] or b"0")
+    return int(head[1:])
 
 
 def reply(store: dict[bytes, bytes], command: list[bytes]) -> bytes:

@@ -68,7 +68,12 @@ def test_a_command_in_single_bytes(server: Server) -> None:
         b"*99999999\r\n",
         b"*1\r\n:5\r\n",
         b"*1\r\n$99999999999\r\n",
+        b"*1\r\n\r\n\r\n",
+        b"*1\r\n*4\r\nPING\r\n",
+        b"*1\r\n$4\r\nPINGxy",
+        b"*1\r\n$4\r\nPING\rx",
         b"x" * 2_000_000,
+        b"PING " + b"x" * 65_536 + b"\r\n",
         b"*%s\r\n" % (b"9" * 5000),
         b"*3\r\n" + b"$1000000\r\n%s\r\n" % bytes(1_000_000) * 3,
     ],
@@ -82,8 +87,21 @@ def test_nonsense_ends_the_connection(server: Server, nonsense: bytes) -> None:
             client.sendall(nonsense)
         except (BrokenPipeError, ConnectionResetError):
             pass  # it has been dropped before it was all sent
-        assert receive_exactly(client, 11) == b"+PONG\r\n-ERR"
+        expected = b"+PONG\r\n-ERR Protocol error: "
+        assert receive_exactly(client, len(expected)) == expected
     assert is_served(server)
+
+
+def test_lines_of_any_length_up_to_the_bound(server: Server) -> None:
+    """In pieces that end anywhere, also within the line end."""
+    for length in (1, 1000, 65_000):
+        with server.client() as client:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            message = b"x" * length
+            for piece in (b"PING ", message, b"\r", b"\nPING\r\n"):
+                client.sendall(piece)
+            expected = b"$%d\r\n%s\r\n+PONG\r\n" % (length, message)
+            assert receive_exactly(client, len(expected)) == expected
 
 
 def test_the_replies_before_nonsense_arrive_whole(server: Server) -> None:
