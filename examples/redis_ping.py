@@ -3,8 +3,8 @@
     python3 -m examples.redis_ping --port 6379
     redis-cli -p 6379 set answer 42
 
-Clients may pipeline: the replies to many commands go out in one write. A client that does not take them is not read
-from, and no more of its commands are carried out, so that they cannot pile up.
+Clients may pipeline: the replies to many commands go out in one write. Who does not take them is not read from, so
+they cannot pile up. The store has no bound, though: any client can fill the memory with SET. It is a demonstration.
 """
 
 import argparse
