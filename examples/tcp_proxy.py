@@ -5,7 +5,8 @@
 Each direction has one request under way at any time: a read from one side, then the write of what came to the
 other. A fast sender meets a slow receiver so: as long as the receiver does not take what was read, no byte more is
 read, the sender's connection fills up and it has to wait. Memory stays flat. When one side ends its direction, the
-other side sees that end, and the opposite direction goes on.
+other side sees that end, and the opposite direction goes on. When one side breaks off (a reset), both connections are
+closed, and the other side sees an orderly end: it cannot tell that something may be missing.
 """
 
 import argparse
