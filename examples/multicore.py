@@ -5,28 +5,31 @@
 Python runs one thread at a time, so it takes processes to use more cores. Each has a listening socket of its own
 on the same port, and the kernel deals the connections out (Linux; elsewhere one socket may get them all). Once a
 second, when that has changed, the parent prints how many connections each worker has had. When a worker dies, the
-whole server ends.
+whole server ends; when the parent does, so do the workers.
 """
 
 import argparse
 import multiprocessing
+import os
 import signal
 import socket
 import sys
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from time import monotonic
-from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import gaio
 
 
-def serve(watcher: gaio.Watcher, listener: socket.socket, report: Connection) -> None:
-    """Accept clients and answer them until the watcher is closed; report each one."""
+def serve(watcher: gaio.Watcher, listener: socket.socket, report: Connection, parent: gaio.Conn) -> None:
+    """Accept clients and answer them until the parent is gone; report each one."""
     count = 0
+    watcher.read(parent)
     watcher.accept(listener)
     for result in watcher:
+        if result.conn is parent:
+            return  # a pipe in which nothing comes but the end
         if result.operation is gaio.ACCEPT:
             count += result.error is None
             report.send(count)
@@ -57,15 +60,17 @@ def work(address: tuple[str, int], backend: gaio.BackendName | None, report: Con
     # Ctrl-C reaches the whole group of processes; the parent alone decides, and then sends SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    parent = cast(BaseProcess, multiprocessing.parent_process())
     try:
         with (
+            os.fdopen(os.dup(parent.sentinel), "rb", buffering=0) as end,
             socket.create_server(address, backlog=1024, reuse_port=True) as listener,
             gaio.Watcher(backend=backend) as watcher,
         ):
             report.send(0)  # it listens
-            serve(watcher, listener, report)
-    except KeyboardInterrupt:
-        pass  # leaving the `with` has closed every connection
+            serve(watcher, listener, report, end)
+    except (KeyboardInterrupt, BrokenPipeError):
+        pass  # leaving the `with` has closed every connection; the pipe breaks when a report finds the parent gone
     except OSError as error:
         sys.exit(f"cannot serve: {error}")
 
@@ -93,7 +98,7 @@ def supervise(workers: list[BaseProcess], reports: list[Connection], where: str)
                 told = now
 
 
-def stop(_number: int, _frame: FrameType | None) -> NoReturn:
+def stop(_number: int, _frame: object) -> NoReturn:
     """The first signal ends all of it; another one must not keep it from ending the workers."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)

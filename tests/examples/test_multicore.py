@@ -91,6 +91,32 @@ def test_a_worker_that_dies_ends_the_server() -> None:
         wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers), "the other worker to end")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the workers in /proc")
+def test_no_worker_survives_the_parent(backend: Name) -> None:
+    """Killed so that it cannot end them."""
+    if is_simulated(backend):
+        pytest.skip("the workers are interpreters of their own, without the simulated kernel")
+    with running("examples.multicore", "--backend", backend, "--workers", "2") as server, server.client() as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        workers = [pid for pid in children(server.process.pid) if is_worker(pid)]
+        assert len(workers) == 2
+        server.process.kill()
+        wait_until(lambda: not any(is_running(pid) for pid in workers), "the workers to end")
+        _, complaints = server.process.communicate(timeout=30)
+        assert complaints == ""
+        assert client.recv(1) == b""
+
+
+def is_running(process: int) -> bool:
+    """One whose parent is gone may stay in the table when it has ended: in a container, nobody need ask for it."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="ascii") as file:
+            return file.read().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def is_worker(process: int) -> bool:
     with open(f"/proc/{process}/cmdline", "rb") as file:
         return b"spawn_main" in file.read()
