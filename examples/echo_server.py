@@ -67,8 +67,8 @@ def main() -> None:
             serve(watcher, listener)
     except KeyboardInterrupt:
         pass  # leaving the `with` has closed every connection
-    except (OSError, OverflowError) as error:
-        sys.exit(f"cannot serve: {error}")  # the port is taken or none at all, or the backend cannot run here
+    except (OSError, OverflowError, ValueError) as error:
+        sys.exit(f"cannot serve: {error}")  # the port is taken or none at all, the backend unknown or unavailable
 
 
 if __name__ == "__main__":

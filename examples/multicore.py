@@ -71,7 +71,7 @@ def work(address: tuple[str, int], backend: gaio.BackendName | None, report: Con
             serve(watcher, listener, report, end)
     except (KeyboardInterrupt, BrokenPipeError):
         pass  # leaving the `with` has closed every connection; the pipe breaks when a report finds the parent gone
-    except OSError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"cannot serve: {error}")
 
 

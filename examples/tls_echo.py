@@ -112,8 +112,8 @@ def main() -> None:
             serve(watcher, listener, context, options.patience)
     except KeyboardInterrupt:
         pass  # leaving the `with` has closed every connection
-    except (OSError, OverflowError) as error:
-        # The port is taken or none at all, there is no such certificate, or the backend cannot run here.
+    except (OSError, OverflowError, ValueError) as error:
+        # The port is taken or none at all, there is no such certificate, the backend is unknown or unavailable.
         sys.exit(f"cannot serve: {error}")
 
 

@@ -83,9 +83,12 @@ def running(example: str, *arguments: str, under: Sequence[str] = ()) -> Iterato
             assert (status, complaints) == (0, ""), f"exit status {status}, and on standard error:\n{complaints}"
 
 
-def output_of_failure(example: str, *arguments: str) -> str:
-    """What it says on standard error when it cannot start; it must end by itself, and not with success."""
-    command = [*PYTHON, *module(example), *arguments]
+def output_of_failure(example: str, *arguments: str, under: Sequence[str] = ()) -> str:
+    """What it says on standard error when it cannot start; it must end by itself, and not with success.
+
+    `under` as for running().
+    """
+    command = [*under, *PYTHON, *module(example), *arguments]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=LIMIT, check=False
     )

@@ -121,6 +121,13 @@ def test_a_port_that_does_not_exist_is_told(every_server: tuple[str, ...]) -> No
     assert "Traceback" not in complaints
 
 
+def test_a_backend_that_does_not_exist_is_told(every_server: tuple[str, ...]) -> None:
+    complaints = output_of_failure(*every_server, "--port", "0", under=("/usr/bin/env", "GAIO_BACKEND=bogus"))
+    assert complaints.splitlines()[-1].startswith("cannot serve: ")
+    assert "bogus" in complaints
+    assert "Traceback" not in complaints
+
+
 @pytest.mark.parametrize("value", ["-1", "inf", "nan", "soon"])
 @pytest.mark.parametrize(
     ("server", "option"),
