@@ -14,7 +14,6 @@ class Nest:
     def __init__(self, watcher: AccountedWatcher) -> None:
         self.watcher = watcher
         self.fd = watcher.watcher.fileno()
-        self.looks = 0  # how often it was readable
 
     def look(self, timeout: float) -> list[Request] | None:
         """The results, or None when the descriptor does not turn readable."""
@@ -22,7 +21,6 @@ class Nest:
             selector.register(self.fd, selectors.EVENT_READ)
             if not selector.select(timeout):
                 return None
-        self.looks += 1
         return self.watcher.wait(0)
 
     def finish(self, *requests: Request) -> list[Request]:
