@@ -297,6 +297,8 @@ def main(arguments: list[str]) -> int:
         clients(options.clients_of, AT_ONCE)
         return 0
     chosen: list[str] = options.backend or known()
+    if unknown := set(chosen).difference(known()):
+        parser.error(f"no such backend here: {', '.join(sorted(unknown))}; there are {', '.join(known())}")
     if len(chosen) > 1:
         found = soak_each_in_a_process(chosen, options.minutes)
     else:
