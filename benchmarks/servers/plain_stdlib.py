@@ -1,4 +1,5 @@
-"""gaio's API from the standard library alone, the straightforward way: the mark gaio has to beat.
+"""gaio's `read`, `write`, `free` and `wait_io` from the standard library alone, the straightforward way: the mark that
+gaio has to beat. Nothing else of it: no deadlines, no swap arena, no reclaim, no clean end.
 
 A poller thread owns all descriptor state. It takes submitted requests from an inbox, tries each one at once,
 parks it until the next edge when the kernel says EAGAIN, and hands finished ones to `wait_io()` through a
