@@ -47,9 +47,9 @@ def test_writes_begun_by_the_consumer_are_finished(watcher: AccountedWatcher, pa
 
 def test_deadlines_are_kept(watcher: AccountedWatcher, pairs: Pairs) -> None:
     reads = [watcher.read(pairs.unix()[0], timeout=random.uniform(0.1, 0.2)) for _ in range(100)]
-    assert watcher.wait(0) == []
+    soon = watcher.wait(0)  # none as a rule; on a machine that is held up, deadlines may have passed by now
     all_done(watcher)
-    assert set(watcher.wait(0)) == set(reads)
+    assert set(soon + watcher.wait(0)) == set(reads)
     assert all(isinstance(read.error, gaio.DeadlineError) for read in reads)
 
 
