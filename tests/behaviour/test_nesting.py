@@ -117,11 +117,16 @@ class TestDeadlines:
         nest.settle()
 
     def test_an_earlier_one_comes_earlier(self, nest: Nest, pairs: Pairs) -> None:
-        late, early = pairs.tcp()[0], pairs.tcp()[0]
-        reads = [nest.watcher.read(late, timeout=0.3)]
+        conn, peer = pairs.tcp()
+        late = nest.watcher.read(conn, timeout=3600)
         nest.settle()
-        reads.append(nest.watcher.read(early, timeout=0.05))
-        assert nest.finish(*reads) == reads[::-1]
+        early = nest.watcher.read(pairs.tcp()[0], timeout=0.05)
+        assert nest.finish(early) == [early]
+        assert isinstance(early.error, gaio.DeadlineError)
+        nest.watcher.free(conn)
+        assert nest.finish(late) == [late]
+        assert isinstance(late.error, gaio.ConnClosedError)
+        assert receive_until_eof(peer) == b""
 
     def test_a_later_one_is_kept_too(self, nest: Nest, pairs: Pairs) -> None:
         reads = [nest.watcher.read(pairs.tcp()[0], timeout=0.02 * number) for number in range(10)]
