@@ -331,7 +331,13 @@ def crowded(pairs: Pairs) -> Iterator[tuple[str, int]]:
             try:
                 waiting.connect(listener.getsockname())
             except TimeoutError:
-                break
+                try:
+                    waiting.getpeername()
+                except OSError as error:
+                    if error.errno != errno.ENOTCONN:
+                        raise
+                    break
+                # Connected after all: the time had passed for this process alone, and there may be more room.
         host, port = listener.getsockname()
         yield host, port
 
