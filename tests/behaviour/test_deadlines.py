@@ -104,10 +104,12 @@ def test_the_next_request_goes_on_when_a_deadline_passes(watcher: AccountedWatch
 
 def test_finished_requests_forget_their_deadline(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, peer = pairs.tcp()
-    reads = [watcher.read_full(conn, bytearray(1), timeout=0.3) for _ in range(20)]
     peer.sendall(bytes(20))
-    watcher.finish(*reads)
-    assert not any(read.error for read in reads)
+    for _ in range(20):
+        # Alone, of bytes that are there: it comes in time, however late it is looked at.
+        read = watcher.read_full(conn, bytearray(1), timeout=0.3)
+        watcher.finish(read)
+        assert read.error is None
     assert watcher.wait(0.4) == []
 
 
@@ -141,7 +143,7 @@ def test_zero_timeout_write_sends_what_fits(watcher: AccountedWatcher, pairs: Pa
     assert peer.recv(10) == b"fits"
 
 
-@pytest.mark.parametrize("timeout", [1, 3600.0, 1e9, 1e300])
+@pytest.mark.parametrize("timeout", [60, 3600.0, 1e9, 1e300])
 def test_long_timeouts_are_no_obstacle(watcher: AccountedWatcher, pairs: Pairs, timeout: float) -> None:
     conn, peer = pairs.tcp()
     read = watcher.read(conn, timeout=timeout)
