@@ -37,6 +37,10 @@ class Request:
         self._whole = whole  # success means that every byte moved
 
     @property
+    def conn(self) -> Closable | None:
+        return self._conn
+
+    @property
     def size(self) -> int:
         assert self.result is not None, f"{self!r} has no result yet"
         return self.result.size
@@ -193,6 +197,10 @@ class AccountedWatcher:
     @property
     def pending(self) -> int:
         return len(self._pending)
+
+    def pending_on(self, conn: Closable) -> list[Request]:
+        """The requests of one connection that have no result yet."""
+        return [request for request in self._pending.values() if request.conn is conn]
 
     # --- the end
 

@@ -36,9 +36,14 @@ def flood(peer: socket.socket, stop: threading.Event) -> None:
 
 
 def never_read(peer: socket.socket, stop: threading.Event) -> None:
-    """Asks for a lot and takes nothing."""
-    peer.sendall(b"x" * 1000)
-    stop.wait()
+    """Asks for more than all buffers on the way can hold and takes nothing: the write of an answer gets stuck."""
+    peer.setblocking(False)
+    data = bytes(1 << 16)
+    while not stop.is_set():
+        try:
+            peer.send(data)
+        except BlockingIOError:
+            stop.wait(0.001)
 
 
 def send_byte_by_byte(peer: socket.socket, stop: threading.Event) -> None:
@@ -51,6 +56,16 @@ NEIGHBOURS: dict[str, Callable[[socket.socket, threading.Event], None]] = {
     "one that never reads": never_read,
     "one that sends a byte at a time": send_byte_by_byte,
 }
+
+
+def serve_until_stuck(server: EchoServer, watcher: AccountedWatcher, conns: list[socket.socket]) -> None:
+    """While nobody else asks for anything, until the watcher has nothing to do but wait for room for these."""
+    limit = TimeLimit()
+    while server.serve_batch(0.05) or any(
+        request.operation is not gaio.WRITE for conn in conns for request in watcher.pending_on(conn)
+    ):
+        limit.left("every write to a peer that never reads to be stuck")
+    assert all(watcher.pending_on(conn) for conn in conns)
 
 
 @pytest.mark.parametrize("neighbour", NEIGHBOURS.values(), ids=NEIGHBOURS)
@@ -75,11 +90,15 @@ def test_others_are_served(
     for conn, _ in (*bad, *good):
         server.start(conn)
     misbehaving = [Background(partial(neighbour, peer, stop)) for _, peer in bad]
+    if neighbour is never_read:
+        serve_until_stuck(server, watcher, [conn for conn, _ in bad])
     talking = [Background(partial(talk, peer)) for _, peer in good]
     before = soak.resident_bytes()
     server.serve(connections=16)
     for client in talking:
         client.result()
+    if neighbour is never_read:
+        serve_until_stuck(server, watcher, [conn for conn, _ in bad])
     gc.collect()
     # Each bad one holds at most a read, a write and their buffers, the rest stands in the kernel; and the swap memory
     # may have grown to its 16 MB.
@@ -128,19 +147,20 @@ def test_nobody_waits_longer_for_bad_neighbours(watcher: AccountedWatcher, pairs
     for conn in clients:
         server.start(conn)
     calm = percentile_99(batches_until_answered(server, clients, ROUNDS // 2))
-    bad = [pairs.tcp() for _ in NEIGHBOURS]
+    bad, misbehaving = [], []
     stop = threading.Event()
-    for conn, _ in bad:
+    for neighbour in sorted(NEIGHBOURS.values(), key=lambda neighbour: neighbour is not never_read):
+        conn, peer = pairs.tcp()
+        bad.append(conn)
         server.start(conn)
-    misbehaving = [
-        Background(partial(neighbour, peer, stop))
-        for (_, peer), neighbour in zip(bad, NEIGHBOURS.values(), strict=True)
-    ]
+        misbehaving.append(Background(partial(neighbour, peer, stop)))
+        if neighbour is never_read:  # the first, since the others leave the watcher no rest
+            serve_until_stuck(server, watcher, [conn])
     disturbed = percentile_99(batches_until_answered(server, clients, ROUNDS // 2))
     stop.set()
     for thread in misbehaving:
         thread.result()
-    for conn in (*clients, *(conn for conn, _ in bad)):
+    for conn in (*clients, *bad):
         watcher.free(conn)
     watcher.finish_all()
     assert disturbed <= 3 * calm, (disturbed, calm)
