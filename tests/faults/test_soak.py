@@ -33,7 +33,7 @@ def test_nothing_grows() -> None:
 def rises(samples: Iterable[soak.Sample]) -> list[str]:
     record = soak.Record()
     for sample in samples:
-        record.add(sample)
+        record.add(sample, {})
     return record.rises()
 
 
@@ -43,6 +43,38 @@ def flat(second: int) -> soak.Sample:
     return soak.Sample(
         second, 20_000_000, live, 10 + live, threads=2, tables=30 + int(3.5 * live), objects=15_000 + 9 * live
     )
+
+
+def stops(done: Iterable[dict[str, int]]) -> list[str]:
+    record = soak.Record()
+    for second, counts in enumerate(done):
+        record.add(flat(second), counts)
+    return record.stops()
+
+
+def test_what_goes_on_is_enough() -> None:
+    """At an eighth of the pace too, as on a machine that has other work to do."""
+    steady = [dict.fromkeys(soak.KINDS, 800 * second) for second in range(60)]
+    slower = [dict.fromkeys(soak.KINDS, 800 * 60 + 100 * second) for second in range(60)]
+    assert stops(steady) == []
+    assert stops(steady + slower) == []
+
+
+@pytest.mark.parametrize("kind", soak.KINDS)
+@pytest.mark.parametrize("pace", [0, 10], ids=["nothing", "hardly anything"])
+def test_clients_that_die_are_noticed(kind: str, pace: int) -> None:
+    """All but one of sixty at most, after half of the time."""
+    done = [
+        {**dict.fromkeys(soak.KINDS, 600 * second), kind: 600 * min(second, 60) + pace * max(0, second - 60)}
+        for second in range(120)
+    ]
+    (found,) = stops(done)
+    assert found.startswith(f"{kind}: ")
+
+
+def test_what_never_happens_is_noticed() -> None:
+    (found,) = stops({**dict.fromkeys(soak.KINDS, 600 * second), "forgotten": 0} for second in range(120))
+    assert found.startswith("forgotten: 0 in the second quarter, 0 in the last")
 
 
 @pytest.mark.parametrize("what", list(soak.TOLERANCE))
