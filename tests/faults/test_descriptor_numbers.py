@@ -7,13 +7,13 @@ import random
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from functools import partial
 
 import pytest
 
 import gaio
+from tests import storm
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.backends import Name
 from tests.peers import Pairs
@@ -23,44 +23,49 @@ from tests.waiting import LIMIT, Background
 @pytest.mark.scenario(8)
 @pytest.mark.slow
 def test_a_freed_number_that_is_used_again_is_never_touched(make_watcher: MakeWatcher, pairs: Pairs) -> None:
-    """One thread opens files all the time, and finds in each what it wrote, while connections come and go.
+    """One thread opens sockets all the time, and finds in each what was sent to it, while connections come and go.
 
-    It writes a token to each file, and reads it again later: bytes of a connection in there, a missing token or
-    EBADF would mean that somebody used a number that was no longer theirs.
+    Both ends of a pair are sent a token, which is received later: bytes of a connection in there, a missing token or
+    EBADF would mean that somebody used a number that was no longer theirs. They are sockets because of any other file
+    the kernel would say ENOTSOCK, and nothing would be amiss.
     """
     watcher = make_watcher()
     stop = threading.Event()
 
-    def open_files() -> int:
+    def open_sockets() -> int:
         rounds = 0
-        held: list[tuple[int, bytes]] = []
+        held: list[tuple[socket.socket, socket.socket, bytes]] = []
         while not stop.is_set() or held:
             if not stop.is_set() and len(held) < 20:
-                number, path = tempfile.mkstemp()
-                os.unlink(path)
+                ends = socket.socketpair()
                 token = b"stranger %d" % rounds
-                os.write(number, token)
-                held.append((number, token))
+                for end in ends:
+                    end.setblocking(False)
+                    end.send(token)
+                held.append((*ends, token))
                 rounds += 1
             else:
-                number, token = held.pop(random.randrange(len(held)))
-                assert os.pread(number, 1000, 0) == token
-                os.close(number)
+                *ends, token = held.pop(random.randrange(len(held)))
+                for end in ends:
+                    assert end.recv(1000) == token
+                for end in ends:
+                    end.close()
         return rounds
 
-    opening = Background(open_files)
-    for _ in range(2000):
-        conn, peer = pairs.unix()
-        read = watcher.read(conn)
-        write = watcher.write(conn, b"of the connection")
-        if random.random() < 0.5:
-            watcher.wait(0)
-        if random.random() < 0.5:
+    opening = Background(open_sockets)
+    with storm.raging("switches"):  # or hardly ever one is opened in the moment after another was closed
+        for _ in range(2000):
+            conn, peer = pairs.unix()
+            read = watcher.read(conn)
+            write = watcher.write(conn, b"of the connection")
+            if random.random() < 0.5:
+                watcher.wait(0)
+            if random.random() < 0.5:
+                peer.close()
+            watcher.free(conn)
+            watcher.free(conn)
+            watcher.finish(read, write)
             peer.close()
-        watcher.free(conn)
-        watcher.free(conn)
-        watcher.finish(read, write)
-        peer.close()
     stop.set()
     assert opening.result() > 100
 
