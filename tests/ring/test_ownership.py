@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import random
 import socket
 import threading
@@ -12,6 +15,7 @@ import pytest
 import gaio
 from tests import leaks
 from tests.accounting import AccountedWatcher, Request
+from tests.faulty_libc import FaultyLibc
 from tests.peers import Closable, Pairs, pattern, receive_until_eof
 from tests.ring.conftest import MakeRing
 from tests.waiting import Background, wait_until
@@ -172,25 +176,53 @@ def test_a_buffer_that_the_kernel_holds_refuses_to_be_resized(make_ring: MakeRin
 
 
 @pytest.mark.scenario(8, on="io_uring")
+@pytest.mark.parametrize("begun", [True, False], ids=["begun", "begun and freed in one turn"])
 def test_the_number_of_a_freed_descriptor_is_not_used_again_before_its_receive_ended(
-    make_ring: MakeRing, pairs: Pairs
+    libc: FaultyLibc, make_ring: MakeRing, pairs: Pairs, begun: bool
 ) -> None:
-    """Closing would not cancel the receive; its late completion must not reach the number's next owner."""
+    """Closing would not cancel the receive; its late completion must not reach the number's next owner.
+
+    Nor must an entry that names it: here a stranger takes the number as soon as it is free when the kernel looks.
+    """
     watcher = make_ring()
+    freed: list[tuple[int, socket.socket]] = []
+    taken: list[int] = []
+
+    def take_number(*_: int) -> bool:
+        for number, stranger in freed:
+            lowest_free = fcntl.fcntl(stranger, fcntl.F_DUPFD_CLOEXEC, number)
+            if lowest_free == number:
+                taken.append(number)
+                freed.clear()
+            else:
+                os.close(lowest_free)
+        return False  # the call itself is made as always
+
+    libc.fail("syscall", errno.EIO, times=None, when=take_number)
     for _ in range(200):
         conn, peer = pairs.unix()
-        read = watcher.read(conn)
-        watcher.wait(0)
-        watcher.free(conn)
         stranger, stranger_peer = pairs.unix()
+        stranger_peer.setblocking(False)
         stranger_peer.send(b"for the stranger")
+        read, write = watcher.read(conn), watcher.write(conn, b"of the freed")
+        if begun:
+            watcher.finish(write)
+        (connection,) = watcher.watcher._loop.descriptors.values()
+        freed.append((connection.fd, stranger))
+        watcher.free(conn)
         try:
             peer.send(b"for the freed")
         except BrokenPipeError:
             pass
-        watcher.finish(read)
+        watcher.finish(read, write)
         assert isinstance(read.error, gaio.ConnClosedError) or read.data == b"for the freed"
+        assert watcher.wait(0) == []
+        (number,) = taken
+        os.close(number)  # EBADF if it was closed a second time
+        taken.clear()
         assert stranger.recv(100, socket.MSG_DONTWAIT) == b"for the stranger"
+        with pytest.raises(BlockingIOError):
+            stranger_peer.recv(100)
         for end in (peer, stranger, stranger_peer):
             end.close()
 
