@@ -17,7 +17,7 @@ from tests import storm
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.backends import Name
 from tests.peers import Pairs
-from tests.waiting import LIMIT, Background
+from tests.waiting import LIMIT, Background, wait_until
 
 
 @pytest.mark.scenario(8)
@@ -118,7 +118,6 @@ def test_nothing_is_inherited_by_a_child_program(make_watcher: MakeWatcher, pair
             with detached:
                 assert inherited() == before
             watcher.watcher.free(listener)
-    watcher.finish_all() if not watcher.pending else None
 
 
 @pytest.mark.scenario(26)
@@ -206,19 +205,14 @@ class HandedOverSlowly:
 def test_free_while_another_thread_hands_the_connection_over(make_watcher: MakeWatcher, pairs: Pairs) -> None:
     """The number was read, then closed by free(), then duplicated: EBADF, or a stranger's if it was opened again."""
     watcher = make_watcher()
+    loop = watcher.watcher._loop
     for _ in range(5):
         sock, peer = pairs.unix()
         conn = HandedOverSlowly(sock)
         submitting = Background(partial(watcher.write, conn, b"x"))
         assert conn.asked.wait(LIMIT)
-        freed = threading.Event()
-
-        def free(conn: HandedOverSlowly = conn, freed: threading.Event = freed) -> None:
-            watcher.free(conn)
-            freed.set()
-
-        freeing = Background(free)
-        freed.wait(0.02)  # time enough to do the wrong thing; to wait for the other thread is the right one
+        freeing = Background(partial(watcher.free, conn))
+        wait_until(lambda: len(loop.inside) >= 3, "the second thread to wait for the first, beside the watcher's own")
         conn.go_on.set()
         write = submitting.result()
         freeing.result()
