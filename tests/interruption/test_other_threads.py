@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -66,7 +67,7 @@ def _submit_while_the_consumer_works(backend: backends.Name, number: int) -> str
 
 
 def test_submission_during_a_turn(backend: backends.Name) -> None:
-    """In particular when the consumer is about to wait in the kernel."""
+    """That turn, or the next one, takes it."""
     with ThreadPoolExecutor(1) as submitter:
         submitter.submit(int).result()  # its thread runs from here on, and is no leak of the watcher's
         at_opcodes(lambda number: _turn_with_a_submission(backend, number, submitter))
@@ -95,6 +96,57 @@ def _turn_with_a_submission(backend: backends.Name, number: int, submitter: Thre
                 assert world.watcher.wait(seconds), f"submitted at opcode {number}, {strike.place}, and never seen"
             assert peer.recv(100) == b"from a thread"
     return strike.place
+
+
+def test_submission_before_the_consumer_sleeps(backend: backends.Name) -> None:
+    """Nothing else happens that would wake it, and no other turn follows before it has been woken."""
+    places: list[str] = []
+    with ThreadPoolExecutor(1) as submitter:
+        submitter.submit(int).result()  # as above
+
+        def play(number: int) -> str | None:
+            for _ in range(3):  # too late for once: a busy machine may have been the reason
+                place = _wait_with_a_submission(backend, number, submitter)
+                if place is not None:
+                    places.append(place)
+                    return place
+            return None
+
+        at_opcodes(play)
+    assert re.search(r"\bwait(\(\), called by| <) turn\b", places[-1]), f"too late from {places[-1]} on"
+
+
+def _wait_with_a_submission(backend: backends.Name, number: int, submitter: ThreadPoolExecutor) -> str | None:
+    """None if there was no such opcode before the wait."""
+    requests: list[Request] = []
+    with World(backend, 4096) as world:
+        conn, _ = world.pairs.unix()
+        world.watcher.finish(world.watcher.write(conn, b"known"))  # who delegates a connection wakes the consumer, too
+        waiting, peer = world.pairs.unix()
+        world.watcher.read(waiting)
+        assert world.watcher.wait(0) == []
+        # Whichever comes first, ends the wait: the other does not.
+        first = threading.Lock()
+
+        def submit() -> None:
+            if first.acquire(blocking=False):
+                requests.append(submitter.submit(world.watcher.write, conn, b"x").result(SECONDS))
+
+        def end_the_wait() -> None:
+            if first.acquire(blocking=False):
+                peer.send(b"x")
+
+        # That the consumer waits in the kernel cannot be seen. Too early, this only says "too late" of the opcode.
+        timer = threading.Timer(0.3, end_the_wait)
+        timer.start()
+        strike = Strike(number, submit)
+        with strike:
+            batch = world.watcher.wait(SECONDS)
+        timer.cancel()
+        timer.join()
+        assert batch, f"submitted at opcode {number}, {strike.place}, and slept on"
+        assert batch == requests or not requests
+    return strike.place if requests else None
 
 
 def test_consumer_comes_back_during_a_turn_of_the_watcher_thread(backend: backends.Name) -> None:
