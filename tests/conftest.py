@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator
 import pytest
 
 import gaio
+from gaio import loop
 from gaio.platform import _sockets
 from tests import backends, leaks, storm
 from tests.accounting import AccountedWatcher, MakeWatcher
@@ -20,6 +21,7 @@ from tests.peers import Pairs
 from tests.waiting import wait_until
 
 _failed = pytest.StashKey[bool]()
+_SIGNAL_LATENCY = loop.SIGNAL_LATENCY
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -108,6 +110,18 @@ def _nothing_left_behind(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
         wait_until(lambda: not leaks.in_use().since(before), "leaks to go away", seconds=10)
     except AssertionError:
         pytest.fail("\n".join(leaks.in_use().since(before)), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _asleep_until_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The consumer looks again each second for the sake of signals, and so would hide every wake-up that was lost."""
+    monkeypatch.setattr(loop, "SIGNAL_LATENCY", 3600.0)
+
+
+@pytest.fixture
+def hears_signals(_asleep_until_woken: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests in which a single signal must be heard by a consumer that nothing else would wake."""
+    monkeypatch.setattr(loop, "SIGNAL_LATENCY", _SIGNAL_LATENCY)
 
 
 @pytest.fixture(params=backends.under_test())

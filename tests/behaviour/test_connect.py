@@ -296,6 +296,7 @@ def test_it_finds_its_socket_connected(libc: FaultyLibc, make_watcher: MakeWatch
         assert connect.error.errno == errno.EISCONN
 
 
+@pytest.mark.usefixtures("hears_signals")
 def test_a_signal_handler_connects_while_the_consumer_waits(
     watcher: AccountedWatcher, pairs: Pairs, silent: socket.socket
 ) -> None:

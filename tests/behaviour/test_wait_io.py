@@ -63,6 +63,7 @@ class Interruption(Exception):
     pass
 
 
+@pytest.mark.usefixtures("hears_signals")
 @pytest.mark.scenario(2)
 def test_an_exception_of_a_signal_handler_comes_out_and_nothing_is_lost(
     watcher: AccountedWatcher, pairs: Pairs

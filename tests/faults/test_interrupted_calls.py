@@ -71,6 +71,7 @@ def test_a_wait_that_is_interrupted_lasts_no_longer(
     libc.recover()
 
 
+@pytest.mark.usefixtures("hears_signals")
 @pytest.mark.scenario(1, on="epoll, io_uring")
 @pytest.mark.parametrize("backend", WITH_LIBC, indirect=True)
 def test_a_signal_just_before_the_wait_is_heard_without_any_result(
