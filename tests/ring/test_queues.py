@@ -145,16 +145,29 @@ def test_waking_up_through_a_full_queue(make_ring: MakeRing, pairs: Pairs) -> No
 def test_a_wake_up_that_the_kernel_gave_up_is_armed_again(make_ring: MakeRing, pairs: Pairs) -> None:
     """A multishot poll ends when its completion finds no room; the next submitter must be heard all the same."""
     watcher = make_ring(entries=2, cq_entries=2)
+    loop = watcher.watcher._loop
+    ring = ring_of(watcher.watcher)
+
+    def given_up() -> bool:
+        ring._enter(ring._enter_now, 0)
+        ring._reap()
+        return not ring._wake_armed
+
     for _ in range(20):
         ends = [pairs.unix() for _ in range(20)]
         reads = [watcher.read(conn) for conn, _ in ends]
         assert watcher.wait(0) == []
-        for _, peer in ends:
-            peer.send(b"x")
+        with loop.watch:  # so that nobody makes room meanwhile
+            for _, peer in ends:
+                peer.send(b"x")
+            ring._enter(ring._enter_now, 0)
+            wait_until(lambda: ring._ksq_flags[0] & _io_uring.IORING_SQ_CQ_OVERFLOW, "the queue to overflow")
+            ring.wake()
+            wait_until(given_up, "the kernel to give up the wake-up, without which this would prove nothing")
         watcher.finish(*reads)
-        conn, peer = pairs.unix()
-        harvesting = Background(lambda: watcher.wait(30))
-        wait_until(lambda: watcher.watcher._loop.sleeping, "the consumer to sleep in the kernel")
+        harvesting = Background(lambda: watcher.wait(10))
+        wait_until(lambda: loop.sleeping, "the consumer to sleep in the kernel")
+        conn, peer = ends[0]
         write = watcher.write(conn, b"heard")
         assert harvesting.result() == [write]
         assert peer.recv(10) == b"heard"
