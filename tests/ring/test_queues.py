@@ -153,7 +153,7 @@ def test_a_wake_up_that_the_kernel_gave_up_is_armed_again(make_ring: MakeRing, p
         ring._reap()
         return not ring._wake_armed
 
-    for _ in range(20):
+    for _ in range(5):
         ends = [pairs.unix() for _ in range(20)]
         reads = [watcher.read(conn) for conn, _ in ends]
         assert watcher.wait(0) == []
