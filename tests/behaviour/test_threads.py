@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import socket
-import sys
 import threading
 from functools import partial
 
 import pytest
 
 import gaio
+from tests import storm
 from tests.accounting import AccountedWatcher, Request
 from tests.peers import Closable, Pairs, receive_exactly, receive_until_eof
 from tests.waiting import LIMIT, Background, wait_until
@@ -137,35 +137,35 @@ def test_submitting_and_freeing_race(watcher: AccountedWatcher, pairs: Pairs) ->
 
 @pytest.mark.scenario(15, 24)
 def test_a_consumer_about_to_sleep_overlooks_no_request(watcher: AccountedWatcher, pairs: Pairs) -> None:
-    """Submitters look whether it sleeps while it falls asleep; threads change after every few bytecodes."""
-    rounds = 3000
-    ends = [pairs.unix() for _ in range(4)]
-    turns = {id(conn): threading.Semaphore(1) for conn, _ in ends}
+    """The submitter looks whether it sleeps while it falls asleep; threads change after every few bytecodes.
 
-    def submit(conn: Closable) -> None:
+    The read wakes it, and while it begins that, with nothing to show for it, the write comes. Nobody else submits: that
+    would wake the consumer soon, and what it has overlooked would be seen then.
+    """
+    rounds = 1500
+    conn, peer = pairs.unix()
+    waiting, waiting_peer = pairs.unix()
+    finished = threading.Semaphore(0)
+
+    def submit() -> None:
         for _ in range(rounds):
-            assert turns[id(conn)].acquire(timeout=LIMIT)
+            watcher.read(waiting)
             watcher.write(conn, b"x")
+            assert finished.acquire(timeout=LIMIT)
+            waiting_peer.send(b"y")
+            assert finished.acquire(timeout=LIMIT)
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        submitting = [Background(partial(submit, conn)) for conn, _ in ends]
-        receiving = [Background(partial(receive_exactly, peer, rounds)) for _, peer in ends]
-        finished = 0
-        while finished < rounds * len(ends):
+    with storm.raging("switches"):
+        submitting = Background(submit)
+        receiving = Background(partial(receive_exactly, peer, rounds))
+        count = 0
+        while count < 2 * rounds:
             batch = watcher.wait(5)
-            assert batch, f"nothing happened any more after {finished} writes: {watcher.watcher.stats()}"
-            finished += len(batch)
-            for request in batch:
-                assert request.result is not None
-                turns[id(request.result.conn)].release()
-    finally:
-        sys.setswitchinterval(interval)
-    for thread in submitting:
-        thread.result()
-    for peer in receiving:
-        assert peer.result() == b"x" * rounds
+            assert batch, f"nothing happened any more after {count} results: {watcher.watcher.stats()}"
+            count += len(batch)
+            finished.release(len(batch))
+    submitting.result()
+    assert receiving.result() == b"x" * rounds
 
 
 def test_the_consumer_may_change_from_thread_to_thread(watcher: AccountedWatcher, pairs: Pairs) -> None:
