@@ -2,7 +2,8 @@
 
 `gaio.platform._libc` finds every foreign function by its name in a library. Here that library is replaced by one whose
 functions are the real ones, but for the calls that a test has marked: those return -1 with the errno asked for, move
-fewer bytes than they were asked to, overlook a flag, or have an interruption before or behind them.
+fewer bytes than they were asked to, overlook a flag, are made and then said to have failed, or have an interruption
+before or behind them.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class FaultyLibc:
         self._faults: dict[str, list[_Fault]] = {}
         self._most: dict[str, tuple[int, int]] = {}
         self._interrupted: dict[str, int] = {}
+        self._after: dict[str, int] = {}
         self._overlooked: dict[str, tuple[int, int]] = {}
         self._signals: dict[str, tuple[signal.Signals, Condition]] = {}
         self.struck = 0  # calls that failed because of a fault
@@ -65,6 +67,10 @@ class FaultyLibc:
     def fail(self, name: str, error: int, *, times: int | None = 1, when: Condition = every_call) -> None:
         """Let the next `times` calls of this function (None: all) that `when` is true for fail with this errno."""
         self._faults.setdefault(name, []).append(_Fault(error, times, when))
+
+    def fail_after(self, name: str, error: int) -> None:
+        """Let the next call of this function be made, and fail with this errno all the same."""
+        self._after[name] = error
 
     def shorten(self, name: str, most: int, *, argument: int = 2) -> None:
         """Let calls of this function move no more than so many bytes; `argument` is the place of the length."""
@@ -91,6 +97,7 @@ class FaultyLibc:
         self._most.clear()
         self._overlooked.clear()
         self._interrupted.clear()
+        self._after.clear()
 
     def fault_of(self, name: str, arguments: tuple[Any, ...]) -> int | None:
         self.calls[name] = self.calls.get(name, 0) + 1
@@ -107,6 +114,11 @@ class FaultyLibc:
         del self._signals[name]
         self.struck += 1
         return number
+
+    def fault_after(self, name: str) -> int | None:
+        error = self._after.pop(name, None)
+        self.struck += error is not None
+        return error
 
     def called(self, name: str) -> None:
         left = self._interrupted.get(name, 0)
@@ -154,6 +166,10 @@ class _FaultyFunction:
     def __call__(self, *arguments: Any) -> Any:
         real, name, faults = (self.__dict__[key] for key in ("_real", "__name__", "_faults"))
         error = faults.fault_of(name, arguments)
+        if error is None and (error := faults.fault_after(name)) is not None:
+            restype, real.restype = real.restype, ctypes.c_int  # what it really returns is for nobody to collect
+            real(*arguments)
+            real.restype = restype
         if error is None:
             call = partial(real, *faults.changed(name, arguments))
             number = faults.signal_for(name, arguments)
