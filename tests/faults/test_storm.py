@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 
@@ -26,6 +27,12 @@ def count_of_each_file(*options: str) -> dict[str, int]:
     done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return {name: int(number) for name, number in re.findall(r"^(\S+\.py): (\d+)$", done.stdout, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("weather", [storm.CALM, *storm.KINDS], indirect=True)
+def test_a_test_is_in_the_storm_that_it_is_said_to_be_in(weather: str) -> None:
+    assert (signal.getitimer(signal.ITIMER_REAL) != (0, 0)) is (weather == "signals")
+    assert (sys.getswitchinterval() < 1e-5) is (weather == "switches")
 
 
 def test_the_signals_do_come() -> None:
