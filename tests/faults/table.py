@@ -18,7 +18,7 @@ from tests.environment import ROOT
 
 README = Path(__file__).with_name("README.md")
 EVERY = "every"
-FOLDERS = ("behaviour", "faults", "interruption", "ring")
+FOLDERS = ("behaviour", "core", "faults", "interruption", "kqueue", "ring")
 
 SCENARIOS = {
     1: "A signal interrupts a call (EINTR)",

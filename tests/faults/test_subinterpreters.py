@@ -10,8 +10,6 @@ from tests import child
 from tests.backends import Name
 from tests.environment import ROOT
 
-pytestmark = pytest.mark.scenario(23)
-
 ECHO = f"""
 import os, socket, sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -48,6 +46,7 @@ def run(code):
 """
 
 
+@pytest.mark.scenario(23)
 def test_an_echo_in_a_subinterpreter(backend: Name) -> None:
     if backend == "kqueue" and sys.platform == "linux":
         pytest.skip("the simulated kernel lives in the main interpreter")
@@ -69,6 +68,7 @@ assert sorted(os.listdir("/proc/self/fd")) == before
 """
 
 
+@pytest.mark.scenario(23)
 def test_an_interpreter_that_forbids_threads(backend: Name) -> None:
     """An isolated one allows no daemon threads, which a watcher needs: it says so, and keeps nothing."""
     if sys.version_info < (3, 13):

@@ -14,7 +14,7 @@ from tests.accounting import Request
 from tests.interruption.opcodes import at_opcodes, interrupted_at
 from tests.interruption.world import World
 
-pytestmark = [pytest.mark.slow, pytest.mark.scenario(2)]
+pytestmark = [pytest.mark.slow, pytest.mark.scenario(2, on="io_uring")]
 
 MESSAGES = [bytes([letter]) * 64 for letter in b"ABCDEF"]
 

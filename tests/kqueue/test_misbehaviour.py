@@ -166,6 +166,7 @@ class TestEvents:
         assert child.output_of(code).splitlines() == ["True [b'heard']", "[6] b'answer'"]
 
 
+@pytest.mark.scenario(1, on="kqueue")
 class TestInterruptedCalls:
     """EINTR: a wait begins again, a change has been applied."""
 
