@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import pytest
 
 from tests import child
@@ -38,6 +40,31 @@ def test_requests_pending_at_exit(backend: Name, ending: str) -> None:
     # It is the caller's fault, and a watcher may say so: then it is a ResourceWarning.
     code = OPEN.format(backend=backend, ending=ending)
     assert child.output_of(code, "-W", "ignore::ResourceWarning") == ""
+
+
+@pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
+@pytest.mark.scenario(22)
+def test_the_watcher_is_closed_at_exit(backend: Name, ending: str) -> None:
+    """And not by the kernel only, which closes whatever a process leaves: a handler that runs later finds it done."""
+    code = """
+        import atexit
+
+        def look():  # registered first, and so run last
+            assert watcher.closed
+            assert watcher._loop.closed
+            left = [thread.name for thread in threading.enumerate() if thread.name == "gaio-watcher"]
+            assert not left, left
+            for end in (kept_peer, kept_full_peer):
+                end.setblocking(False)
+                while end.recv(1 << 20):
+                    pass
+            print("closed")
+
+        atexit.register(look)
+    """
+    kept = "kept_peer, kept_full_peer = peer.dup(), full_peer.dup()"
+    program = textwrap.dedent(code) + textwrap.dedent(OPEN).format(backend=backend, ending=f"{kept}\n{ending}")
+    assert child.output_of(program, "-W", "ignore::ResourceWarning") == "closed"
 
 
 @pytest.mark.scenario(22)
