@@ -114,7 +114,7 @@ def test_submitting_and_freeing_race(watcher: AccountedWatcher, pairs: Pairs) ->
     """Each request is refused where it was submitted, or comes back; the peer always sees the end."""
     for _ in range(50):
         conn, peer = pairs.unix()
-        barrier = threading.Barrier(4)
+        barrier = threading.Barrier(THREADS + 1)
 
         def submit(conn: Closable = conn, barrier: threading.Barrier = barrier) -> None:
             barrier.wait()
@@ -125,7 +125,7 @@ def test_submitting_and_freeing_race(watcher: AccountedWatcher, pairs: Pairs) ->
                 except gaio.GaioError:
                     return
 
-        threads = [Background(submit) for _ in range(3)]
+        threads = [Background(submit) for _ in range(THREADS)]
         barrier.wait()
         watcher.free(conn)
         for thread in threads:
