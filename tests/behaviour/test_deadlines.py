@@ -68,7 +68,7 @@ def test_8000_read_deadlines_in_the_same_second(watcher: AccountedWatcher, pairs
 @pytest.mark.scenario(16)
 def test_equal_deadlines_on_one_connection(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, _ = pairs.tcp()
-    reads = [watcher.read(conn, timeout=0.05) for _ in range(1000)]
+    reads = [watcher.read(conn, timeout=0.05) for _ in range(10_000)]
     watcher.finish(*reads)
     assert all(isinstance(read.error, gaio.DeadlineError) for read in reads)
 
