@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import socket
+
 import pytest
 
-from tests import child
+from tests import backends, child
+from tests.accounting import MakeWatcher
 from tests.backends import Name
+from tests.faulty_libc import FaultyLibc
+from tests.waiting import LIMIT
 
 pytestmark = pytest.mark.scenario(3)
 
@@ -202,6 +208,31 @@ watcher.close()
 client.close()
 """,
     )
+
+
+@pytest.mark.scenario(3, on="epoll, kqueue")
+@pytest.mark.parametrize("backend", backends.telling_readiness(), indirect=True)
+def test_a_server_that_accepts_where_the_system_has_no_more(libc: FaultyLibc, make_watcher: MakeWatcher) -> None:
+    """ENFILE, which is the other processes' fault: told of as EMFILE is, and the client is served in the end."""
+    watcher = make_watcher().watcher
+    for name in ("accept4", "accept"):
+        libc.fail(name, errno.ENFILE, times=None)
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+        client.connect(listener.getsockname())
+        for _ in range(3):
+            watcher.accept(listener)
+            (result,) = watcher.wait_io(LIMIT)
+            assert isinstance(result.error, OSError)
+            assert result.error.errno == errno.ENFILE
+            assert result.accepted is None
+        libc.recover()
+        watcher.accept(listener)
+        (result,) = watcher.wait_io(LIMIT)
+        assert result.accepted is not None
+        with result.accepted as accepted:
+            client.sendall(b"still there?")
+            assert accepted.recv(100) == b"still there?"
+        watcher.free(listener)
 
 
 def test_detaching_needs_none(backend: Name) -> None:
