@@ -30,6 +30,19 @@ def test_queued_writes_arrive_in_order(watcher: AccountedWatcher, pairs: Pairs) 
     assert receiving.result() == payload
 
 
+@pytest.mark.scenario(6, 7)
+def test_a_long_write_to_a_peer_that_takes_little_at_a_time(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """Through a window as small as may be: of one of 2 KiB, the kernel makes a probe every 200 ms."""
+    conn, peer = pairs.tcp()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+    payload = pattern(64 * MIB)
+    receiving = Background(lambda: receive_exactly(peer, len(payload)))
+    write = watcher.write(conn, payload)
+    assert watcher.finish(write) == [write]
+    assert write.size == len(payload)
+    assert receiving.result() == payload
+
+
 def test_queued_reads_share_the_stream_in_order(watcher: AccountedWatcher, pairs: Pairs) -> None:
     conn, peer = pairs.tcp()
     payload = pattern(MIB)
