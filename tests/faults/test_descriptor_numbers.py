@@ -34,7 +34,7 @@ def test_a_freed_number_that_is_used_again_is_never_touched(make_watcher: MakeWa
 
     def open_sockets() -> int:
         rounds = 0
-        held: list[tuple[socket.socket, socket.socket, bytes]] = []
+        held: list[tuple[tuple[socket.socket, socket.socket], bytes]] = []
         while not stop.is_set() or held:
             if not stop.is_set() and len(held) < 20:
                 ends = socket.socketpair()
@@ -42,10 +42,10 @@ def test_a_freed_number_that_is_used_again_is_never_touched(make_watcher: MakeWa
                 for end in ends:
                     end.setblocking(False)
                     end.send(token)
-                held.append((*ends, token))
+                held.append((ends, token))
                 rounds += 1
             else:
-                *ends, token = held.pop(random.randrange(len(held)))
+                ends, token = held.pop(random.randrange(len(held)))
                 for end in ends:
                     assert end.recv(1000) == token
                 for end in ends:
