@@ -24,7 +24,8 @@ Writable = Buffer | Sequence[Buffer]  # a sequence is one vectored write
 class HasFileno(Protocol):
     """A pollable, weak-referenceable object: `socket.socket` first of all; also pipes, terminals, eventfds.
 
-    Connected, but for what `accept()` and `connect()` take.
+    Connected, but for what `accept()` and `connect()` take. Its `close()` may be called more than once, and must then
+    do nothing.
     """
 
     def fileno(self) -> int: ...

@@ -891,9 +891,8 @@ class IoUringBackend:
         return (
             "COOP_TASKRUN, "
             + ("incremental " if self.incremental else "")
-            + "provided-buffer ring, "
-            + ("NO_SQARRAY, " if self.setup_flags & IORING_SETUP_NO_SQARRAY else "")
-            + f"{self._sq_entries} submission and {self._cq_entries} completion entries"
+            + "provided-buffer ring"
+            + (", NO_SQARRAY" if self.setup_flags & IORING_SETUP_NO_SQARRAY else "")
         )
 
     def close(self) -> None:

@@ -40,7 +40,10 @@ __all__ = [
 ]
 
 class HasFileno(Protocol):
-    """A pollable, weak-referenceable object: socket.socket first of all; pipes, ttys, eventfds."""
+    """A pollable, weak-referenceable object: socket.socket first of all; pipes, ttys, eventfds.
+
+    Its close() may be called more than once, and must then do nothing.
+    """
 
     def fileno(self) -> int: ...
     def close(self) -> object: ...
@@ -70,7 +73,7 @@ class OpResult:
     operation: Operation
     conn: Any  # the very object that was submitted
     context: Any  # handed back unchanged
-    # READ: the caller's buffer, or a memoryview of exactly `size` bytes of the swap arena
+    # READ: the caller's buffer, or a memoryview of exactly `size` bytes of the swap arena; None where there are none
     # WRITE: what the caller passed. None of the others.
     buffer: Any
     size: int  # bytes moved, also when error is set (partial progress)
