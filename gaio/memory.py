@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 from gaio.errors import EmptyBufferError
 from gaio.platform import SwapMemory
-from gaio.platform._libc import IOV_MAX
+from gaio.platform._libc import IOV_MAX, MAX_RW_COUNT
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -263,6 +263,7 @@ def _gather(parts: Sequence[Any], one_message: bool) -> tuple[bytes | Vector, in
     length = sum(view.nbytes for view in views)
     if not length:
         raise EmptyBufferError("there is nothing to write: pass at least one byte")
-    if length <= max(JOIN_LIMIT, len(views) * JOIN_PART) or (one_message and len(views) > IOV_MAX):
+    joined = length <= max(JOIN_LIMIT, len(views) * JOIN_PART) or (one_message and len(views) > IOV_MAX)
+    if joined and length <= MAX_RW_COUNT:
         return b"".join(views), length
     return Vector([memoryview(view.tobytes()) if type(view.obj) is SwapMemory else view for view in views]), length

@@ -27,8 +27,8 @@ One result language: `request._result` is a number n >= 0 as the system call ret
     fileno()                a descriptor that polls as readable when wait(0) would find something, and after wake().
     settle()                after an exception cut any of these calls short: finish what the kernel had answered
                             already, and return the requests that the kernel still holds. Everything else that has
-                            not completed will be started again. Called twice: in the thread that was interrupted,
-                            whose errno still tells, and before the next turn.
+                            not completed is to be forgotten: it is started again, or ended. Called twice: in the
+                            thread that was interrupted, whose errno still tells, and before the next turn.
     close()                 let go of everything. Nothing is in flight.
     abandon()               in the child after fork(2): the same without touching what the parent shares.
 

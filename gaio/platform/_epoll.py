@@ -48,7 +48,7 @@ FOR_GOOD = EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
 
 # struct epoll_event { uint32_t events; uint64_t data; }, packed on x86-64 only (<bits/epoll.h>): 12 bytes there,
 # 16 with a hole after `events` everywhere else.
-_PACKED = ("x86_64", "AMD64", "i386", "i686")
+_PACKED = ("x86_64", "AMD64", "i386", "i486", "i586", "i686")
 
 
 def event_format(machine: str) -> str:

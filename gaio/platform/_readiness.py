@@ -206,7 +206,7 @@ class ReadinessBackend(ABC):
         for descriptor in list(self._descriptors.values()):
             for queue in (descriptor.reads, descriptor.writes):
                 if queue is not None:
-                    queue.waiting = None  # it will be started again, if at all: an edge must not do it before
+                    queue.waiting = None  # it is started again, or ended: an edge must not find it
         return []  # nothing is ever left with the kernel
 
     def hand_over(self) -> None:

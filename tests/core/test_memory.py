@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gaio import memory
 from gaio.memory import COPY_LIMIT, KEPT_COPIES, Copies, Copy, Vector, iovec, memory_for_write, pin_for_read
 from gaio.platform import SwapMemory
 
@@ -30,6 +31,15 @@ def test_a_vector_shows_what_is_left_after_any_number_of_bytes(parts: list[bytes
         few = data.draw(st.integers(1, count))
         assert vector.within(offset, few) == sum(entry.iov_len for entry in entries[:few])
         offset += data.draw(st.integers(1, len(whole) - offset))
+
+
+@pytest.mark.parametrize("one_message", [False, True])
+def test_more_than_one_call_can_write_is_not_joined(monkeypatch: pytest.MonkeyPatch, one_message: bool) -> None:
+    """Such a length would not fit where it is stored: memory that is `bytes` is taken to be short enough."""
+    monkeypatch.setattr(memory, "MAX_RW_COUNT", 4096)
+    parts = [b"part"] * 1025
+    assert isinstance(memory_for_write(parts[:-1], None, one_message)[0], bytes)
+    assert isinstance(memory_for_write(parts, None, one_message)[0], Vector)
 
 
 def test_a_pinned_buffer_cannot_be_resized_until_it_is_let_go() -> None:

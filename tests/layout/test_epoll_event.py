@@ -14,7 +14,7 @@ from gaio.platform import _epoll
 from tests.layout.fields import Field, of_c, of_format
 
 NAMES = ("events", "data")
-SIZE = {"x86_64": 12, "i686": 12, "aarch64": 16, "armv7l": 16, "riscv64": 16, "ppc64le": 16, "s390x": 16}
+SIZE = {"x86_64": 12, "i686": 12, "i586": 12, "aarch64": 16, "armv7l": 16, "riscv64": 16, "ppc64le": 16, "s390x": 16}
 
 
 @pytest.mark.parametrize("machine", SIZE)
