@@ -164,6 +164,7 @@ class Loop:
         # Entered before the lock is taken and left after it is let go.
         self.consumer = 0
         self.inside: set[int] = set()
+        self.joining: set[int] = set()  # those that wait for the watcher thread to end
         # From here on, only for whoever has the watch.
         self.outbox: list[OpResult] = []
         self.delivery: list[OpResult] | None = None
@@ -266,13 +267,23 @@ class Loop:
         Nor in a signal handler that has interrupted this: before Python 3.13, join() takes a lock that is not
         re-entrant.
         """
-        if self.started and threading.get_ident() != self.thread.ident:
-            frame = sys._getframe().f_back
-            while frame is not None:
-                if frame.f_code is Loop.see_thread_out.__code__ and frame.f_locals["self"] is self:
-                    return
-                frame = frame.f_back
+        thread = threading.get_ident()
+        if not self.started or thread == self.thread.ident or (thread in self.joining and self.is_joining()):
+            return
+        self.joining.add(thread)
+        try:
             self.thread.join()
+        finally:
+            self.joining.discard(thread)
+
+    def is_joining(self) -> bool:
+        """Whether this is within see_thread_out(): an interruption may have left the thread in `joining` all the same."""
+        frame = sys._getframe(2)  # the caller of that one, which asks
+        while frame.f_back is not None:
+            if frame.f_code is Loop.see_thread_out.__code__ and frame.f_locals["self"] is self:
+                return True
+            frame = frame.f_back
+        return False
 
     def give_up(self, connection: Connection) -> None:
         """A delegation failed after the backend was told of it: undone by whoever has the watch, as a free() is."""
@@ -943,6 +954,7 @@ class Loop:
             self.opened.release()  # for begin(): the thread it waits for does not run here
         self.consumer = 0
         self.inside = set()
+        self.joining = set()
         self.started = False  # the thread does not run here, and nobody is to wait for it
         self.failure = self.delivery = None
         # Another thread of the parent may have been in the middle of closing one, or of parting with one.

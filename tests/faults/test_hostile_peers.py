@@ -32,7 +32,7 @@ from tests.accounting import AccountedWatcher, Request
 from tests.peers import Pairs, reset
 from tests.waiting import LIMIT, TimeLimit
 
-EXAMPLES = int(os.environ.get("GAIO_TEST_EXAMPLES", "100"))  # a campaign by hand takes thousands
+EXAMPLES = int(os.environ.get("GAIO_TEST_EXAMPLES", "60"))  # a campaign by hand takes thousands
 SEED = random.Random(11).randbytes(1 << 16)
 
 
