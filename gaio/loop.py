@@ -277,7 +277,7 @@ class Loop:
             self.joining.discard(thread)
 
     def is_joining(self) -> bool:
-        """Whether this is within see_thread_out(): an interruption may have left the thread in `joining` all the same."""
+        """Whether see_thread_out() was called from within itself; `joining` alone may be left by an interruption."""
         frame = sys._getframe(2)  # the caller of that one, which asks
         while frame.f_back is not None:
             if frame.f_code is Loop.see_thread_out.__code__ and frame.f_locals["self"] is self:
