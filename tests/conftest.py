@@ -44,6 +44,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()  # hypothesis, which may be imported as late as for the summary, asks who refers to its generator
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--storm",
@@ -100,6 +104,7 @@ def _nothing_left_behind(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
     """Every descriptor and every thread a test made is gone when it ends."""
     monkeypatch.delenv("GAIO_BACKEND", raising=False)
     gc.collect()
+    gc.freeze()  # what pytest keeps of each test would make every collection slower than the one before
     before = leaks.in_use()
     yield
     if request.node.stash.get(_failed, False):
