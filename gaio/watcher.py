@@ -35,7 +35,7 @@ from gaio.errors import (
     UnsupportedConnError,
     WatcherClosedError,
 )
-from gaio.loop import SIGNAL_LATENCY, DevelopmentLoop, Loop, Release
+from gaio.loop import SIGNAL_LATENCY, DevelopmentLoop, HandBack, Loop, Release
 from gaio.memory import COPY_LIMIT, SocketAddress, memory_for_write, pin_for_read
 from gaio.platform import DATAGRAM, FILE, SEQPACKET, _libc, _sockaddr
 from gaio.platform._affinity import set_thread_affinity
@@ -313,8 +313,7 @@ class Watcher:
         try:
             if item is None:
                 raise KeyError(key)
-            with loop.delegation:  # not by two threads at once, should there be two
-                _libc.take_over(item.sock, item.owner[0])
+            self._one_at_a_time(_make_socket, item)  # should there be two threads
             sock = item.sock
             self._leave_to_collector(conn, item.connection)
             # Of several threads, one succeeds in this. From here to the caller no signal handler runs, see wait_io():
@@ -680,6 +679,10 @@ class Watcher:
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self._connections)} connections"
         return f"<gaio.Watcher {self.backend} {state}>"
+
+
+def _make_socket(item: HandBack) -> None:
+    _libc.take_over(item.sock, item.owner[0])
 
 
 _CLOSED = "the watcher is closed: make a new one to submit more requests"

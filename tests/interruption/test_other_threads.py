@@ -194,17 +194,30 @@ def _consumer_comes_back(backend: backends.Name, number: int, third: ThreadPoolE
     return strike.place
 
 
-def test_close_during_a_detach(backend: backends.Name) -> None:
-    """By a signal handler. The turn that detach() does itself may take the wake-up; wait_io() sees it all the same."""
-    at_opcodes(partial(_close_during_a_detach, backend))
+@pytest.mark.parametrize("thread", ["begins", "does not"])
+def test_close_during_a_detach(backend: backends.Name, thread: str) -> None:
+    """By a signal handler. The turn that detach() does itself may take the wake-up; wait_io() sees it all the same.
+
+    Once the watcher thread has begun to close, it wants the lock under which detach() makes its socket, while close()
+    wants what the thread has.
+    """
+    at_opcodes(partial(_close_during_a_detach, backend, thread == "begins"))
 
 
-def _close_during_a_detach(backend: backends.Name, number: int) -> str | None:
+def _close_during_a_detach(backend: backends.Name, thread_begins: bool, number: int) -> str | None:
     with World(backend, 4096) as world:
         (conn, _), (other, _) = world.pairs.unix(), world.pairs.unix()
         world.watcher.finish(world.watcher.write(conn, b"known"))
         read = world.watcher.read(other)
-        strike = Strike(number, world.watcher.watcher.close)
+
+        def close() -> None:
+            if thread_begins:
+                world.loop.ask_to_close()
+                for _ in range(50):
+                    time.sleep(0)  # let the other thread run, if it can
+            world.watcher.watcher.close()
+
+        strike = Strike(number, close)
         with contextlib.suppress(gaio.WatcherClosedError), strike:
             world.pairs.also_close(world.watcher.watcher.detach(conn))
         if strike.place is not None:
