@@ -34,7 +34,7 @@ import gaio
 from gaio import loop
 from tests import backends
 from tests.accounting import Request
-from tests.interruption.opcodes import interrupted_at, told_of_opcodes
+from tests.interruption.opcodes import Opcode, interrupted_at, told_of_opcodes
 from tests.interruption.world import SECONDS, World
 from tests.peers import pattern, reset
 from tests.waiting import TimeLimit
@@ -166,8 +166,8 @@ class WatcherMachine(RuleBasedStateMachine):
         self._check_views()
         self._take(self.watcher.wait(timeout))
 
-    @rule(opcode=st.integers(1, 2000))
-    def wait_and_be_interrupted(self, opcode: int) -> None:
+    @rule(opcode=st.builds(Opcode, st.integers(1, 60), st.integers(1, 40)))
+    def wait_and_be_interrupted(self, opcode: Opcode) -> None:
         finished: list[Request] = []
         self._check_views()
         self.views.clear()  # whether it has begun is not known

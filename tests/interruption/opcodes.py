@@ -1,4 +1,4 @@
-"""Doing something between any two opcodes of gaio: before the n-th opcode that runs below gaio/."""
+"""Doing something between any two opcodes of gaio: before one that runs below gaio/, and in the end before each."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import functools
 import gc
 import importlib
 import inspect
+import itertools
 import pkgutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType, TracebackType
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 import gaio
 
@@ -25,32 +26,53 @@ if TYPE_CHECKING:
 GAIO: Final = str(Path(gaio.__file__).parent)
 
 
+class Opcode(NamedTuple):
+    """One that runs below gaio/: the `number`-th of the `call`-th call there that a thread makes, both from 1.
+
+    That a generator goes on is a call as well. What a call calls in turn has its own opcodes.
+    """
+
+    call: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"opcode {self.number} of call {self.call}"
+
+
 class Strike:
-    """Runs `action` before the `number`-th opcode that a thread runs below gaio/, counting from 1.
+    """Runs `action` in a thread before that opcode.
 
     Without `thread`, that is the one that makes this; another must have been started while `threads_can_be_struck()`.
-    Opcodes before which the interpreter runs no signal handler, and for which gaio relies on that, are left out:
-    `uninterruptible`. Only while `told_of_opcodes()`.
+    Opcodes that are the same to everybody as the one before are counted with it, and those before which the interpreter
+    runs no signal handler, and for which gaio relies on that, not at all: `left_out`. Only while `told_of_opcodes()`.
+
+    The interpreter is asked to tell of the opcodes of that one call only: to be told of those of all calls before it, a
+    hundred times as many, takes longer than what is tested.
     """
 
     held_back: ClassVar[bool] = False  # while the test does its books
     of_another_thread: ClassVar[Strike | None] = None  # for `threads_can_be_struck()`
     told: ClassVar[bool] = False  # by `told_of_opcodes()`
-    # Offsets, by the id() of the code: its hash takes longer. uninterruptible() keeps the code alive.
-    _left_out: ClassVar[dict[int, frozenset[int]]] = {}
 
-    def __init__(self, number: int, action: Callable[[], object], thread: int | None = None) -> None:
-        self.number = number
+    def __init__(self, at: Opcode, action: Callable[[], object], thread: int | None = None) -> None:
+        self.at = at
         self.place: str | None = None  # where it struck; None while it has not
+        self.calls = 0  # so far, up to the one in question
+        self.counted = 0  # opcodes of that one so far
+        self.is_last = False  # it struck before one with which that call ends
         self._action = action
         self._thread = threading.get_ident() if thread is None else thread
-        self.counted = 0  # opcodes so far
+        self._frame: FrameType | None = None  # of the call in question, until the strike
+        self._code: CodeType | None = None  # of the same
+        self._left_out: frozenset[int] = frozenset()  # offsets
 
     def __enter__(self) -> Self:
         assert Strike.told, "without told_of_opcodes() nothing would ever be struck"
         # A finalizer that the collector runs might be struck, which is not what the count is about.
         gc.disable()
         if sys.version_info >= (3, 12):
+            sys.monitoring.register_callback(_TOOL, sys.monitoring.events.PY_START, self._before_call)
+            sys.monitoring.register_callback(_TOOL, sys.monitoring.events.PY_RESUME, self._before_call)
             sys.monitoring.register_callback(_TOOL, sys.monitoring.events.INSTRUCTION, self._before_opcode)
         elif self._thread == threading.get_ident():
             sys.settrace(self._on_call)
@@ -60,60 +82,69 @@ class Strike:
 
     def __exit__(self, et: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self._stop_listening()
+        if sys.version_info >= (3, 12) and self._code is not None:
+            sys.monitoring.set_local_events(_TOOL, self._code, _CALLS)
+        self._frame = None  # it keeps what its variables refer to
         gc.enable()
 
     def _stop_listening(self) -> None:
         if sys.version_info >= (3, 12):
+            for event in (sys.monitoring.events.PY_START, sys.monitoring.events.PY_RESUME):
+                sys.monitoring.register_callback(_TOOL, event, None)
             sys.monitoring.register_callback(_TOOL, sys.monitoring.events.INSTRUCTION, None)
         elif Strike.of_another_thread is self:
             Strike.of_another_thread = None
         else:
             sys.settrace(None)
 
+    # Until 3.11 the interpreter tells the thread that sys.settrace() is for.
+
     def _on_call(self, frame: FrameType, _event: str, _argument: object) -> TraceFunction | None:
         if Strike.held_back or not frame.f_code.co_filename.startswith(GAIO):
             return None
+        self.calls += 1
+        if self.calls != self.at.call:
+            frame.f_trace_opcodes = False  # of a generator that goes on
+            return None
+        self._left_out = left_out(frame.f_code)
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
-        left_out = self._offsets_left_out(frame.f_code)
+        return self._on_event
 
-        # It runs some hundred million times in a run of the suite, always in the thread that sys.settrace() is for.
-        def on_event(frame: FrameType, event: str, _argument: object) -> TraceFunction:
-            if event == "opcode" and frame.f_lasti not in left_out and not Strike.held_back and self.place is None:
-                self.counted += 1
-                if self.counted == self.number:
-                    self._strike(frame)
-            return on_event
+    def _on_event(self, frame: FrameType, event: str, _argument: object) -> TraceFunction:
+        if event == "opcode" and not Strike.held_back and frame.f_lasti not in self._left_out and self.place is None:
+            self._count(frame, frame.f_lasti)
+        return self._on_event
 
-        return on_event
+    # From 3.12 on it tells this tool, whatever thread it is.
 
-    def _before_opcode(self, code: CodeType, offset: int) -> None:
-        # It, too, runs some hundred million times.
-        if Strike.held_back or self.place is not None or threading.get_ident() != self._thread:
-            return
-        left_out = Strike._left_out.get(id(code))
-        if left_out is None:
-            left_out = self._offsets_left_out(code)
-        if offset in left_out:
-            return
-        self.counted += 1
-        if self.counted == self.number:
+    if sys.version_info >= (3, 12):
+
+        def _before_call(self, code: CodeType, offset: int) -> None:
+            if Strike.held_back or threading.get_ident() != self._thread:
+                return
+            self.calls += 1
+            if self.calls == self.at.call:
+                self._left_out = left_out(code)
+                self._frame, self._code = sys._getframe(1), code
+                sys.monitoring.set_local_events(_TOOL, code, _CALLS | sys.monitoring.events.INSTRUCTION)
+                self._count(self._frame, offset)  # RESUME, which has begun
+            elif sys._getframe(1) is self._frame:
+                self._frame = None  # a generator that goes on
+
+        def _before_opcode(self, _code: CodeType, offset: int) -> None:
             frame = sys._getframe(1)
-            while frame.f_code is not code:
-                assert frame.f_back is not None
-                frame = frame.f_back
-            self._strike(frame)
+            if frame is self._frame and offset not in self._left_out and self.place is None:
+                self._count(frame, offset)
 
-    def _offsets_left_out(self, code: CodeType) -> frozenset[int]:
-        left_out = Strike._left_out.get(id(code))
-        if left_out is None:
-            left_out = Strike._left_out[id(code)] = uninterruptible(code)
-        return left_out
-
-    def _strike(self, frame: FrameType) -> None:
-        self.place = place_of(frame)
-        self._stop_listening()
-        self._action()
+    def _count(self, frame: FrameType, offset: int) -> None:
+        self.counted += 1
+        if self.counted == self.at.number:
+            self.place = place_of(frame)
+            self.is_last = offset in last_opcodes(frame.f_code)
+            self._frame = None
+            self._stop_listening()
+            self._action()
 
 
 # --- how the interpreter tells of opcodes ---------------------------------------------------------------------
@@ -121,6 +152,8 @@ class Strike:
 # From 3.12 on, sys.settrace() leaves opcodes out that another frame of the same code has run without being traced, as
 # those of the watcher thread are. What came instead leaves none out: sys.monitoring.
 _TOOL: Final = 4  # of the numbers that are kept for nobody
+if sys.version_info >= (3, 12):
+    _CALLS: Final = sys.monitoring.events.PY_START | sys.monitoring.events.PY_RESUME
 
 
 @contextlib.contextmanager
@@ -140,7 +173,7 @@ def _monitored() -> Iterator[None]:
         monitoring = sys.monitoring
         monitoring.use_tool_id(_TOOL, "strikes")
         for code in code_of_gaio():
-            monitoring.set_local_events(_TOOL, code, monitoring.events.INSTRUCTION)
+            monitoring.set_local_events(_TOOL, code, _CALLS)
         try:
             yield
         finally:
@@ -211,23 +244,32 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def interrupted_at(number: int, function: Callable[[], object]) -> str | None:
-    """Call the function and raise KeyboardInterrupt at that opcode; where that was, or None if it has fewer."""
-    strike = Strike(number, interrupt)
+def interrupted_at(at: Opcode, function: Callable[[], object]) -> Strike:
+    """Call the function and raise KeyboardInterrupt there; the strike tells whether it has that opcode."""
+    strike = Strike(at, interrupt)
     with contextlib.suppress(KeyboardInterrupt), strike:
         function()
-    return strike.place
+    return strike
 
 
-def at_opcodes(play: Callable[[int], str | None], *, first: int = 1, step: int = 1, more_than: int = 50) -> None:
-    """Play it with a strike at one opcode after the other until it has no more; it must have had more than that many.
+def at_opcodes(play: Callable[[Opcode], Strike], *, first: int = 1, step: int = 1, more_than: int = 50) -> None:
+    """Play it with a strike at one opcode after the other, call by call, until there is no more; there must be more
+    than that many.
 
-    `play` takes the number of the opcode and returns where that was, None if there are fewer.
+    With `step`, at every so many, counted through from one call to the next. `play` returns the strike it has made.
     """
-    number = first
-    while play(number) is not None:
-        number += step
-    assert number > more_than
+    at = Opcode(1, first)
+    struck = 0
+    while True:
+        strike = play(at)
+        if strike.place is not None:
+            struck += 1
+            at = Opcode(at.call + 1, step) if strike.is_last else Opcode(at.call, at.number + step)
+        elif strike.calls < at.call:
+            break
+        else:
+            at = Opcode(at.call + 1, at.number - strike.counted)
+    assert struck * step > more_than
 
 
 def place_of(frame: FrameType) -> str:
@@ -242,7 +284,57 @@ def place_of(frame: FrameType) -> str:
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}, {opcode} in {frame.f_code.co_name}(){via}"
 
 
-# --- where no signal handler runs -----------------------------------------------------------------------------
+# --- which opcodes are tried -----------------------------------------------------------------------------------------
+
+# They put on the stack of their frame what is elsewhere, or move what is there. An exception discards that stack, and
+# no other code can look into it.
+_ON_THE_STACK_ONLY: Final = {
+    *("LOAD_CONST", "LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK", "LOAD_FAST_LOAD_FAST", "LOAD_SMALL_INT"),
+    *("LOAD_CLOSURE", "LOAD_DEREF", "LOAD_GLOBAL"),
+    *("COPY", "DUP_TOP", "DUP_TOP_TWO", "ROT_FOUR", "ROT_THREE", "ROT_TWO", "SWAP"),
+    *("KW_NAMES", "NOP", "PRECALL", "PUSH_NULL"),
+}
+
+
+# With these a call ends, or lets its caller go on until it is called again.
+_ENDINGS: Final = {"RETURN_VALUE", "RETURN_CONST", "YIELD_VALUE"}
+
+
+@functools.cache
+def left_out(code: CodeType) -> frozenset[int]:
+    """The offsets of opcodes before which nothing is tried."""
+    return uninterruptible(code) | same_as_before(code)
+
+
+@functools.cache
+def last_opcodes(code: CodeType) -> frozenset[int]:
+    """The offsets of those with which a call ends, or of the ones before that they are the same as."""
+    skipped = same_as_before(code)
+    found = set()
+    first = 0  # of those that are the same
+    for opcode in dis.get_instructions(code):
+        if opcode.offset not in skipped:
+            first = opcode.offset
+        if opcode.opname in _ENDINGS:
+            found.add(first)
+    return frozenset(found)
+
+
+def same_as_before(code: CodeType) -> frozenset[int]:
+    """The offsets of opcodes that always follow one that changes nothing but the stack of its frame, with the same
+    handler of exceptions: whatever happens right before or right after that one, the outcome is the same.
+    """
+    opcodes = [opcode for opcode in dis.get_instructions(code) if opcode.opname != "CACHE"]
+    borders: set[int] = set()
+    if sys.version_info >= (3, 11):  # before, opcodes that are not in the list above began and ended what is protected
+        for entry in dis.Bytecode(code).exception_entries:  # type: ignore[attr-defined]  # not in typeshed
+            borders |= {entry.start, entry.end, entry.target}
+    return frozenset(
+        opcode.offset
+        for before, opcode in itertools.pairwise(opcodes)
+        if before.opname in _ON_THE_STACK_ONLY and not opcode.is_jump_target and opcode.offset not in borders
+    )
+
 
 
 @functools.cache

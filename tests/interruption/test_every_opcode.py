@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Collection
+from functools import partial
 
 import pytest
 
 from gaio import loop
 from tests import backends
-from tests.interruption.opcodes import Strike, at_opcodes, interrupt, interrupted_at
+from tests.interruption.opcodes import Opcode, Strike, at_opcodes, interrupted_at
 from tests.interruption.scenarios import SCENARIOS, Scenario
 from tests.interruption.world import ResumedBy, World
 
@@ -28,19 +30,22 @@ def _thread_acts_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def play(
-    scenario: Scenario, backend: backends.Name, numbers: list[int], resumed_by: ResumedBy = "consumer"
-) -> list[str | None]:
-    """Play the scenario, what it does being begun and interrupted at each of these opcodes, one after the other.
+    scenario: Scenario, backend: backends.Name, *opcodes: Opcode, resumed_by: ResumedBy = "consumer"
+) -> Strike:
+    """Play the scenario, what it does being begun and interrupted at each of these opcodes, one after the other, until
+    it comes to its end.
 
-    Returns where that was, None where there are fewer opcodes.
+    Returns the last of the strikes.
     """
-    places: list[str | None] = []
+    strikes: list[Strike] = []
     try:
         with World(backend, scenario.swap_size) as world:
             steps = scenario.play(world)
             act = next(steps)
-            for number in numbers:
-                places.append(interrupted_at(number, act))
+            for opcode in opcodes:
+                strikes.append(interrupted_at(opcode, act))
+                if strikes[-1].place is None:
+                    break
             if resumed_by == "watcher thread" and not world.watcher.watcher.closed:
                 world.hand_to_thread()
             for _ in steps:
@@ -48,13 +53,13 @@ def play(
             if not world.watcher.watcher.closed:
                 world.prove_it_goes_on()
     except BaseException as error:
-        raise AssertionError(f"interrupted at {dict(zip(numbers, places, strict=False))}") from error
-    return places
+        raise AssertionError(f"interrupted at {[(str(s.at), s.place) for s in strikes]}") from error
+    return strikes[-1]
 
 
 @every_kind_of_turn()
 def test_every_opcode(scenario: Scenario, backend: backends.Name) -> None:
-    at_opcodes(lambda number: play(scenario, backend, [number])[0])
+    at_opcodes(partial(play, scenario, backend))
 
 
 # detach() asks for the watch again every GRACE, which is endless here; and while it is nested, the watcher thread
@@ -66,25 +71,15 @@ def test_every_opcode(scenario: Scenario, backend: backends.Name) -> None:
     )
 )
 def test_every_fifth_opcode_and_the_watcher_thread_goes_on(scenario: Scenario, backend: backends.Name) -> None:
-    at_opcodes(lambda number: play(scenario, backend, [number], resumed_by="watcher thread")[0], step=5)
+    at_opcodes(partial(play, scenario, backend, resumed_by="watcher thread"), step=5)
 
 
 @every_kind_of_turn()
 def test_two_opcodes(scenario: Scenario, backend: backends.Name) -> None:
     """What goes on after an interruption, and so puts things right, is interrupted itself."""
     choose = random.Random(scenario.name)
-    first_opcodes = opcodes_of(scenario, backend)
-    for _ in range(40):
-        play(scenario, backend, [choose.randint(1, first_opcodes), choose.randint(1, 500)])
-
-
-def opcodes_of(scenario: Scenario, backend: backends.Name) -> int:
-    with World(backend, scenario.swap_size) as world:
-        steps = scenario.play(world)
-        act = next(steps)
-        strike = Strike(0, interrupt)
-        with strike:
-            act()
-        for _ in steps:
-            pass
-    return strike.counted
+    calls = play(scenario, backend, Opcode(sys.maxsize, 1)).calls
+    for _ in range(60):
+        first, second = choose.randint(1, calls), choose.randint(1, 20)
+        # Most calls are short, and some are long.
+        play(scenario, backend, *(Opcode(call, 1 + int(choose.expovariate(1 / 12))) for call in (first, second)))

@@ -11,7 +11,7 @@ from gaio import loop
 from gaio.platform import _io_uring
 from tests import backends
 from tests.accounting import Request
-from tests.interruption.opcodes import at_opcodes, interrupted_at
+from tests.interruption.opcodes import Opcode, Strike, at_opcodes, interrupted_at
 from tests.interruption.world import World
 
 pytestmark = [pytest.mark.slow, pytest.mark.scenario(2, on="io_uring")]
@@ -40,20 +40,20 @@ def reads_that_want_buffers(world: World) -> tuple[list[socket.socket], list[Req
 def test_harvest_when_buffers_are_added() -> None:
     """The ring of buffers is filled to the last entry: each of them must be in it once."""
 
-    def play(number: int) -> str | None:
+    def play(at: Opcode) -> Strike:
         with World("io_uring", 64) as world:
             _, reads = reads_that_want_buffers(world)
-            place = interrupted_at(number, lambda: world.watcher.wait(1))
+            strike = interrupted_at(at, lambda: world.watcher.wait(1))
             world.watcher.finish(*reads)
-            assert [read.data for read in reads] == MESSAGES, place
-            return place
+            assert [read.data for read in reads] == MESSAGES, strike.place
+            return strike
 
     at_opcodes(play)
 
 
 @pytest.mark.parametrize("by", ["free", "close"])
 def test_cutting_off_reads_that_want_a_buffer(by: str) -> None:
-    def play(number: int) -> str | None:
+    def play(at: Opcode) -> Strike:
         with World("io_uring", 64) as world:
             conns, reads = reads_that_want_buffers(world)
 
@@ -63,11 +63,11 @@ def test_cutting_off_reads_that_want_a_buffer(by: str) -> None:
                 world.watcher.wait(0)
 
             act = free_all if by == "free" else world.watcher.watcher.close
-            place = interrupted_at(number, act)
+            strike = interrupted_at(at, act)
             act()
             world.watcher.finish(*reads)
             expected = gaio.ConnClosedError if by == "free" else gaio.WatcherClosedError
-            assert all(read.error is None or isinstance(read.error, expected) for read in reads), place
-            return place
+            assert all(read.error is None or isinstance(read.error, expected) for read in reads), strike.place
+            return strike
 
     at_opcodes(play)

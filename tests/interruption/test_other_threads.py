@@ -16,7 +16,7 @@ import gaio
 from gaio import loop
 from tests import backends, leaks
 from tests.accounting import Request
-from tests.interruption.opcodes import Strike, at_opcodes, interrupted_at, threads_can_be_struck
+from tests.interruption.opcodes import Opcode, Strike, at_opcodes, interrupted_at, threads_can_be_struck
 from tests.interruption.world import SECONDS, World
 from tests.peers import receive_until_eof
 from tests.waiting import Background, TimeLimit, wait_until
@@ -32,7 +32,7 @@ def test_consumer_works_and_sleeps_again_during_a_submission(backend: backends.N
     at_opcodes(partial(_submit_while_the_consumer_works, backend))
 
 
-def _submit_while_the_consumer_works(backend: backends.Name, number: int) -> str | None:
+def _submit_while_the_consumer_works(backend: backends.Name, at: Opcode) -> Strike:
     with World(backend, 4096) as world:
         conn, _ = world.pairs.unix()
         world.watcher.finish(world.watcher.write(conn, b"known"))
@@ -51,29 +51,29 @@ def _submit_while_the_consumer_works(backend: backends.Name, number: int) -> str
             while time.monotonic() < until and (world.loop.inbox or not world.loop.sleeping):
                 time.sleep(0)
 
-        strike = Strike(number, let_the_consumer_work)
+        strike = Strike(at, let_the_consumer_work)
         with strike:
             first = world.watcher.write(conn, b"first")
         let_the_consumer_work()
         second = world.watcher.write(conn, b"second")
         wait_until(
             lambda: first.result and second.result,
-            f"two results, the submitter having been held up at opcode {number}, {strike.place}",
+            f"two results, the submitter having been held up at {at}, {strike.place}",
             seconds=SECONDS,
         )
         world.watcher.watcher.close()
         consumer.result()
-    return strike.place
+    return strike
 
 
 def test_submission_during_a_turn(backend: backends.Name) -> None:
     """That turn, or the next one, takes it."""
     with ThreadPoolExecutor(1) as submitter:
         submitter.submit(int).result()  # its thread runs from here on, and is no leak of the watcher's
-        at_opcodes(lambda number: _turn_with_a_submission(backend, number, submitter))
+        at_opcodes(lambda at: _turn_with_a_submission(backend, at, submitter))
 
 
-def _turn_with_a_submission(backend: backends.Name, number: int, submitter: ThreadPoolExecutor) -> str | None:
+def _turn_with_a_submission(backend: backends.Name, at: Opcode, submitter: ThreadPoolExecutor) -> Strike:
     requests: list[Request] = []
     with World(backend, 4096) as world:
         conn, peer = world.pairs.unix()
@@ -83,7 +83,7 @@ def _turn_with_a_submission(backend: backends.Name, number: int, submitter: Thre
         def submit() -> None:
             requests.append(submitter.submit(world.watcher.write, conn, b"from a thread").result(SECONDS))
 
-        strike = Strike(number, submit)
+        strike = Strike(at, submit)
         limit = TimeLimit(SECONDS)
         with strike:
             while len(requests) == 1:
@@ -93,9 +93,9 @@ def _turn_with_a_submission(backend: backends.Name, number: int, submitter: Thre
         if strike.place is not None:
             while requests[1].result is None:
                 seconds = limit.left("") / 2
-                assert world.watcher.wait(seconds), f"submitted at opcode {number}, {strike.place}, and never seen"
+                assert world.watcher.wait(seconds), f"submitted at {at}, {strike.place}, and never seen"
             assert peer.recv(100) == b"from a thread"
-    return strike.place
+    return strike
 
 
 def test_submission_before_the_consumer_sleeps(backend: backends.Name) -> None:
@@ -104,20 +104,38 @@ def test_submission_before_the_consumer_sleeps(backend: backends.Name) -> None:
     with ThreadPoolExecutor(1) as submitter:
         submitter.submit(int).result()  # as above
 
-        def play(number: int) -> str | None:
-            for _ in range(3):  # too late for once: a busy machine may have been the reason
-                place = _wait_with_a_submission(backend, number, submitter)
-                if place is not None:
-                    places.append(place)
-                    return place
-            return None
+        at = Opcode(1, 1)
+        while True:
+            strike = _in_time_before_the_wait(at, backend, submitter)
+            if strike is not None:
+                assert strike.place is not None
+                places.append(strike.place)
+            if strike is not None and not strike.is_last:
+                at = Opcode(at.call, at.number + 1)
+            elif strike is not None or at.number > 1:
+                at = Opcode(at.call + 1, 1)
+            else:
+                break  # a call that begins after the wait
+    assert len(places) > 50
+    waits = [place for place in places if re.search(r"\bwait(\(\), called by| <) turn\b", place)]
+    assert waits, f"too late from {places[-1]} on"
 
-        at_opcodes(play)
-    assert re.search(r"\bwait(\(\), called by| <) turn\b", places[-1]), f"too late from {places[-1]} on"
+
+def _in_time_before_the_wait(at: Opcode, backend: backends.Name, submitter: ThreadPoolExecutor) -> Strike | None:
+    """None if there is no such opcode before the wait."""
+    for _ in range(3):  # too late for once: a busy machine may have been the reason
+        strike, in_time = _wait_with_a_submission(at, backend, submitter)
+        if in_time:
+            return strike
+        if strike.place is None:
+            break
+    return None
 
 
-def _wait_with_a_submission(backend: backends.Name, number: int, submitter: ThreadPoolExecutor) -> str | None:
-    """None if there was no such opcode before the wait."""
+def _wait_with_a_submission(
+    at: Opcode, backend: backends.Name, submitter: ThreadPoolExecutor
+) -> tuple[Strike, bool]:
+    """The strike, and whether it came before the wait."""
     requests: list[Request] = []
     with World(backend, 4096) as world:
         conn, _ = world.pairs.unix()
@@ -139,24 +157,24 @@ def _wait_with_a_submission(backend: backends.Name, number: int, submitter: Thre
         # That the consumer waits in the kernel cannot be seen. Too early, this only says "too late" of the opcode.
         timer = threading.Timer(0.3, end_the_wait)
         timer.start()
-        strike = Strike(number, submit)
+        strike = Strike(at, submit)
         with strike:
             batch = world.watcher.wait(SECONDS)
         timer.cancel()
         timer.join()
-        assert batch, f"submitted at opcode {number}, {strike.place}, and slept on"
+        assert batch, f"submitted at {at}, {strike.place}, and slept on"
         assert batch == requests or not requests
-    return strike.place if requests else None
+    return strike, bool(requests)
 
 
 def test_consumer_comes_back_during_a_turn_of_the_watcher_thread(backend: backends.Name) -> None:
     """It asks for the watch: the watcher thread must not wait in the kernel without having seen that."""
     with ThreadPoolExecutor(1) as third, threads_can_be_struck():
         third.submit(int).result()  # its thread runs from here on
-        at_opcodes(lambda number: _consumer_comes_back(backend, number, third))
+        at_opcodes(lambda at: _consumer_comes_back(backend, at, third))
 
 
-def _consumer_comes_back(backend: backends.Name, number: int, third: ThreadPoolExecutor) -> str | None:
+def _consumer_comes_back(backend: backends.Name, at: Opcode, third: ThreadPoolExecutor) -> Strike:
     with World(backend, 4096) as world:
         conn, peer = world.pairs.unix()
         world.watcher.read(conn)
@@ -179,7 +197,7 @@ def _consumer_comes_back(backend: backends.Name, number: int, third: ThreadPoolE
             third.submit(world.loop.step_aside).result(SECONDS)
 
         consumer = Background(come_back)
-        strike = Strike(number, let_the_consumer_ask, world.loop.thread.ident)
+        strike = Strike(at, let_the_consumer_ask, world.loop.thread.ident)
         with strike:
             peer.sendall(b"x")  # ends one wait in the kernel, and another begins
             wait_until(
@@ -189,9 +207,9 @@ def _consumer_comes_back(backend: backends.Name, number: int, third: ThreadPoolE
                 world.watcher.write(conn, b"x")
                 wait_until(lambda: strike.place or len(world.loop.outbox) == 2, "the watcher thread to write")
         go.set()
-        assert returned.wait(SECONDS), f"the consumer came back at opcode {number}, {strike.place}, and was not let in"
+        assert returned.wait(SECONDS), f"the consumer came back at {at}, {strike.place}, and was not let in"
         consumer.result()
-    return strike.place
+    return strike
 
 
 @pytest.mark.parametrize("thread", ["begins", "does not"])
@@ -204,7 +222,7 @@ def test_close_during_a_detach(backend: backends.Name, thread: str) -> None:
     at_opcodes(partial(_close_during_a_detach, backend, thread == "begins"))
 
 
-def _close_during_a_detach(backend: backends.Name, thread_begins: bool, number: int) -> str | None:
+def _close_during_a_detach(backend: backends.Name, thread_begins: bool, at: Opcode) -> Strike:
     with World(backend, 4096) as world:
         (conn, _), (other, _) = world.pairs.unix(), world.pairs.unix()
         world.watcher.finish(world.watcher.write(conn, b"known"))
@@ -217,20 +235,20 @@ def _close_during_a_detach(backend: backends.Name, thread_begins: bool, number: 
                     time.sleep(0)  # let the other thread run, if it can
             world.watcher.watcher.close()
 
-        strike = Strike(number, close)
+        strike = Strike(at, close)
         with contextlib.suppress(gaio.WatcherClosedError), strike:
             world.pairs.also_close(world.watcher.watcher.detach(conn))
         if strike.place is not None:
             world.watcher.finish(read)
             assert isinstance(read.error, gaio.WatcherClosedError), strike.place
-    return strike.place
+    return strike
 
 
 def test_close_by_another_thread_during_fileno(backend: backends.Name) -> None:
     at_opcodes(partial(_close_during_fileno, backend))
 
 
-def _close_during_fileno(backend: backends.Name, number: int) -> str | None:
+def _close_during_fileno(backend: backends.Name, at: Opcode) -> Strike:
     with World(backend, 4096) as world:
         go = threading.Event()
         closed = threading.Event()
@@ -245,14 +263,14 @@ def _close_during_fileno(backend: backends.Name, number: int) -> str | None:
             closed.wait(0.002)  # it may have to wait for what fileno() holds
 
         closing = Background(close)
-        strike = Strike(number, let_it_close)
+        strike = Strike(at, let_it_close)
         with contextlib.suppress(gaio.WatcherClosedError), strike:
             assert isinstance(world.watcher.watcher.fileno(), int)
         go.set()
         closing.result()
         with pytest.raises(gaio.WatcherClosedError):
             world.watcher.wait(0)
-    return strike.place
+    return strike
 
 
 def test_close_by_another_thread_during_a_submission(backend: backends.Name) -> None:
@@ -260,16 +278,16 @@ def test_close_by_another_thread_during_a_submission(backend: backends.Name) -> 
     at_opcodes(partial(_close_during_a_submission, backend))
 
 
-def _close_during_a_submission(backend: backends.Name, number: int) -> str | None:
+def _close_during_a_submission(backend: backends.Name, at: Opcode) -> Strike:
     with World(backend, 4096) as world:
         conn, _ = world.pairs.unix()
         world.watcher.finish(world.watcher.write(conn, b"known"))
         world.hand_to_thread()
-        strike = Strike(number, lambda: Background(world.watcher.watcher.close).result())
+        strike = Strike(at, lambda: Background(world.watcher.watcher.close).result())
         with contextlib.suppress(gaio.WatcherClosedError), strike:
             world.watcher.write(conn, b"perhaps")
         assert strike.place is None or world.loop.sleeping, strike.place
-    return strike.place
+    return strike
 
 
 def test_free_cut_short_and_called_again(backend: backends.Name) -> None:
@@ -277,16 +295,16 @@ def test_free_cut_short_and_called_again(backend: backends.Name) -> None:
     at_opcodes(partial(_free_cut_short, backend), more_than=20)
 
 
-def _free_cut_short(backend: backends.Name, number: int) -> str | None:
+def _free_cut_short(backend: backends.Name, at: Opcode) -> Strike:
     with World(backend, 4096) as world:
         conn, peer = world.pairs.unix()
         peer.settimeout(SECONDS)
         world.watcher.finish(world.watcher.write(conn, b"known"))
         world.hand_to_thread()
-        place = interrupted_at(number, lambda: world.watcher.watcher.free(conn))
+        strike = interrupted_at(at, lambda: world.watcher.watcher.free(conn))
         world.watcher.watcher.free(conn)
-        assert receive_until_eof(peer) == b"known", f"interrupted at {place}"
-    return place
+        assert receive_until_eof(peer) == b"known", f"interrupted at {strike.place}"
+    return strike
 
 
 def test_close_cut_short_and_the_watcher_dropped(backend: backends.Name) -> None:
@@ -294,11 +312,13 @@ def test_close_cut_short_and_the_watcher_dropped(backend: backends.Name) -> None
     at_opcodes(partial(_close_cut_short, backend))
 
 
-def _close_cut_short(backend: backends.Name, number: int) -> str | None:
+def _close_cut_short(backend: backends.Name, at: Opcode) -> Strike:
     before = leaks.in_use()
     watcher = gaio.Watcher(backend=backend, swap_size=4096)
-    place = interrupted_at(number, watcher.close)
+    strike = interrupted_at(at, watcher.close)
     del watcher
     gc.collect()
-    wait_until(lambda: not leaks.in_use().since(before), f"all to be closed, interrupted at {place}", seconds=SECONDS)
-    return place
+    wait_until(
+        lambda: not leaks.in_use().since(before), f"all to be closed, interrupted at {strike.place}", seconds=SECONDS
+    )
+    return strike

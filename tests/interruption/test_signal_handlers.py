@@ -16,7 +16,7 @@ import gaio
 from gaio import loop
 from tests import backends
 from tests.accounting import Request
-from tests.interruption.opcodes import Strike, at_opcodes
+from tests.interruption.opcodes import Opcode, Strike, at_opcodes
 from tests.interruption.scenarios import SCENARIOS, Scenario
 from tests.interruption.world import World
 from tests.peers import receive_until_eof
@@ -137,15 +137,15 @@ class ClosesTheWatcher(Handler):
         self.world.watcher.watcher.close()
 
 
-def play(scenario: Scenario, handler: type[Handler], backend: backends.Name, number: int) -> str | None:
-    """The scenario with a signal before that opcode; where that was, or None if it has fewer."""
+def play(scenario: Scenario, handler: type[Handler], backend: backends.Name, at: Opcode) -> Strike:
+    """The scenario with a signal before that opcode."""
     strike: Strike | None = None
     try:
         with World(backend, scenario.swap_size) as world:
             handled = handler(world)
             steps = scenario.play(world)
             act = next(steps)
-            strike = Strike(number, handled.run)
+            strike = Strike(at, handled.run)
             with contextlib.suppress(gaio.WatcherClosedError), strike:
                 act()
             if handler is not ClosesTheWatcher:
@@ -154,8 +154,8 @@ def play(scenario: Scenario, handler: type[Handler], backend: backends.Name, num
             if strike.place is not None:
                 handled.check()
     except BaseException as error:
-        raise AssertionError(f"signal at opcode {number}, {strike.place if strike else 'none'}") from error
-    return strike.place
+        raise AssertionError(f"signal at {at}, {strike.place if strike else 'none'}") from error
+    return strike
 
 
 @pytest.mark.slow
@@ -181,11 +181,11 @@ def test_a_handler_submits_for_what_is_being_delegated(backend: backends.Name) -
     at_opcodes(partial(_submit_in_a_submission, backend))
 
 
-def _submit_in_a_submission(backend: backends.Name, number: int) -> str | None:
+def _submit_in_a_submission(backend: backends.Name, at: Opcode) -> Strike:
     with World(backend, 4096) as world:
         conn, peer = world.pairs.unix()
         requests: list[Request] = []
-        strike = Strike(number, lambda: requests.append(world.watcher.write(conn, b"by the handler")))
+        strike = Strike(at, lambda: requests.append(world.watcher.write(conn, b"by the handler")))
         with strike:
             requests.append(world.watcher.read(conn))
         peer.send(b"read")
@@ -196,7 +196,7 @@ def _submit_in_a_submission(backend: backends.Name, number: int) -> str | None:
         world.watcher.wait(0)
         sent = b"" if strike.place is None else b"by the handler"
         assert receive_until_eof(peer) == sent, strike.place
-    return strike.place
+    return strike
 
 
 def test_a_handler_closes_the_watcher_that_is_being_closed(

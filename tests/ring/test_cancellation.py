@@ -15,7 +15,7 @@ from gaio import loop
 from gaio.platform import _io_uring
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.faulty_libc import FaultyLibc, enters_ring
-from tests.interruption.opcodes import Strike, at_opcodes, told_of_opcodes
+from tests.interruption.opcodes import Opcode, Strike, at_opcodes, told_of_opcodes
 from tests.interruption.world import World
 from tests.peers import Pairs, pattern, receive_exactly
 from tests.ring.conftest import MakeRing
@@ -65,7 +65,7 @@ def test_a_submission_held_up_while_its_connection_goes(libc: FaultyLibc, monkey
         at_opcodes(partial(_submission_held_up, libc), more_than=20)
 
 
-def _submission_held_up(libc: FaultyLibc, number: int) -> str | None:
+def _submission_held_up(libc: FaultyLibc, at: Opcode) -> Strike:
     with World("io_uring", 4096) as world:
         conn, _ = world.pairs.unix()
         read, blocked = world.watcher.read(conn), world.watcher.write(conn, bytes(1 << 20))
@@ -78,13 +78,13 @@ def _submission_held_up(libc: FaultyLibc, number: int) -> str | None:
             world.watcher.wait(0)
             libc.recover()
 
-        strike = Strike(number, give_it_up)
+        strike = Strike(at, give_it_up)
         late = None
         with contextlib.suppress(gaio.UnsupportedConnError), strike:
             late = world.watcher.write(conn, bytes(1 << 20))
         world.watcher.free(conn)
         world.watcher.finish(*[request for request in (read, blocked, late) if request is not None])
-    return strike.place
+    return strike
 
 
 def test_a_write_that_waited_for_a_cancellation_and_finds_no_room(

@@ -13,7 +13,7 @@ from gaio import loop
 from gaio.platform import _io_uring, _writability
 from tests.accounting import MakeWatcher
 from tests.faulty_libc import FaultyLibc, enters_ring
-from tests.interruption.opcodes import at_opcodes, interrupted_at, told_of_opcodes
+from tests.interruption.opcodes import Opcode, Strike, at_opcodes, interrupted_at, told_of_opcodes
 from tests.interruption.world import World
 from tests.nest import Nest
 from tests.peers import Pairs, pattern, receive_exactly
@@ -104,13 +104,13 @@ def test_a_wakeup_that_was_taken_in_making_room(make_ring: MakeRing, pairs: Pair
         turn(None)  # for as long as it takes
 
 
-def read_interrupted_at(number: int, world: World) -> str | None:
+def read_interrupted_at(at: Opcode, world: World) -> Strike:
     conn, peer = world.pairs.unix()
     read = world.watcher.read(conn)
     peer.send(b"x")
-    place = interrupted_at(number, lambda: world.watcher.wait(1))
+    strike = interrupted_at(at, lambda: world.watcher.wait(1))
     world.watcher.finish(read)
-    return place
+    return strike
 
 
 @pytest.mark.usefixtures("backend")
@@ -119,9 +119,9 @@ def test_the_order_of_memory_accesses_is_kept_after_an_interruption(monkeypatch:
     monkeypatch.setattr(_io_uring, "_WEAKLY_ORDERED", True)
     monkeypatch.setattr(loop, "GRACE", 3600)
 
-    def play(number: int) -> str | None:
+    def play(at: Opcode) -> Strike:
         with World("io_uring", 4096) as world:
-            return read_interrupted_at(number, world)
+            return read_interrupted_at(at, world)
 
     with told_of_opcodes():
         at_opcodes(play)
@@ -138,12 +138,12 @@ def test_an_interrupted_wait_leaves_no_completion_that_counts_as_new(monkeypatch
     """The kernel would have every wait return at once, for ever."""
     monkeypatch.setattr(loop, "GRACE", 3600)
 
-    def play(number: int) -> str | None:
+    def play(at: Opcode) -> Strike:
         with World("io_uring", 4096) as world:
-            place = read_interrupted_at(number, world)
+            strike = read_interrupted_at(at, world)
             assert world.watcher.wait(0) == []
-            assert completions(world)[0] == completions(world)[1], place
-        return place
+            assert completions(world)[0] == completions(world)[1], strike.place
+        return strike
 
     with told_of_opcodes():
         at_opcodes(play)
@@ -164,6 +164,5 @@ def test_a_wakeup_is_told_of_once_however_many_waits_were_interrupted(monkeypatc
         conn, _ = world.pairs.unix()
         world.watcher.read(conn)
         assert completions_of_a_wakeup(world) == 1
-        for number in range(1, 400, 3):
-            interrupted_at(number, lambda: world.watcher.wait(0))
+        at_opcodes(lambda at: interrupted_at(at, lambda: world.watcher.wait(0)), step=3)
         assert completions_of_a_wakeup(world) == 1
