@@ -80,6 +80,7 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
     checks: list[pytest.Item] = [
         FailedCheck.from_parent(session, name=name) for name in names.split(",") if name
     ]
+    items.sort(key=lambda item: item.get_closest_marker("minutes") is None)
     items += checks  # last, so that -x stops at a test rather than here
 
 

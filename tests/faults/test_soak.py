@@ -16,6 +16,7 @@ SECONDS = float(os.environ.get("GAIO_TEST_SOAK", "120"))
 
 
 @pytest.mark.slow
+@pytest.mark.minutes
 @pytest.mark.scenario(25, on="every")
 def test_nothing_grows() -> None:
     chosen = backends.under_test()

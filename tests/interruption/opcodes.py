@@ -1,4 +1,4 @@
-"""Doing something between any two opcodes of gaio: before one that runs below gaio/, and in the end before each."""
+"""Doing something between any two opcodes of gaio: before one that runs below gaio/, or before each in turn."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ def place_of(frame: FrameType) -> str:
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}, {opcode} in {frame.f_code.co_name}(){via}"
 
 
-# --- which opcodes are tried -----------------------------------------------------------------------------------------
+# --- which opcodes are tried ----------------------------------------------------------------------------------
 
 # They put on the stack of their frame what is elsewhere, or move what is there. An exception discards that stack, and
 # no other code can look into it.
@@ -294,7 +294,6 @@ _ON_THE_STACK_ONLY: Final = {
     *("COPY", "DUP_TOP", "DUP_TOP_TWO", "ROT_FOUR", "ROT_THREE", "ROT_TWO", "SWAP"),
     *("KW_NAMES", "NOP", "PRECALL", "PUSH_NULL"),
 }
-
 
 # With these a call ends, or lets its caller go on until it is called again.
 _ENDINGS: Final = {"RETURN_VALUE", "RETURN_CONST", "YIELD_VALUE"}
@@ -334,7 +333,6 @@ def same_as_before(code: CodeType) -> frozenset[int]:
         for before, opcode in itertools.pairwise(opcodes)
         if before.opname in _ON_THE_STACK_ONLY and not opcode.is_jump_target and opcode.offset not in borders
     )
-
 
 
 @functools.cache
