@@ -15,8 +15,8 @@ from tests.interruption import opcodes
 def _on_one_processor(worker_id: str) -> Iterator[None]:
     """The tests here make some hundred thousand watchers, each with a thread that begins and ends.
 
-    Waking that on another processor takes longer than all the rest. What the two do at the same time is of no matter to
-    these tests, which say themselves in what order things happen.
+    Waking that thread on another processor would take most of the time. What the two do at the same time matters not
+    to these tests: they say themselves in what order things happen.
     """
     if sys.platform != "linux":
         yield

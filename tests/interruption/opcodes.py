@@ -27,9 +27,9 @@ GAIO: Final = str(Path(gaio.__file__).parent)
 
 
 class Opcode(NamedTuple):
-    """One that runs below gaio/: the `number`-th of the `call`-th call there that a thread makes, both from 1.
+    """One in a file below gaio/: the `number`-th of the `call`-th call there that a thread makes, both counted from 1.
 
-    That a generator goes on is a call as well. What a call calls in turn has its own opcodes.
+    Resuming a generator counts as a call. What a call calls in turn has its own opcodes.
     """
 
     call: int
@@ -43,8 +43,8 @@ class Strike:
     """Runs `action` in a thread before that opcode.
 
     Without `thread`, that is the one that makes this; another must have been started while `threads_can_be_struck()`.
-    Opcodes that are the same to everybody as the one before are counted with it, and those before which the interpreter
-    runs no signal handler, and for which gaio relies on that, not at all: `left_out`. Only while `told_of_opcodes()`.
+    An opcode is skipped, `left_out`, where a strike cannot differ from one at the opcode before it, or where gaio
+    relies on the interpreter to run no signal handler. Only while `told_of_opcodes()`.
 
     The interpreter is asked to tell of the opcodes of that one call only: to be told of those of all calls before it, a
     hundred times as many, takes longer than what is tested.
@@ -134,7 +134,7 @@ class Strike:
 
         def _before_opcode(self, _code: CodeType, offset: int) -> None:
             frame = sys._getframe(1)
-            if frame is self._frame and offset not in self._left_out and self.place is None:
+            if frame is self._frame and not Strike.held_back and offset not in self._left_out:
                 self._count(frame, offset)
 
     def _count(self, frame: FrameType, offset: int) -> None:
@@ -287,7 +287,8 @@ def place_of(frame: FrameType) -> str:
 # --- which opcodes are tried ----------------------------------------------------------------------------------
 
 # They put on the stack of their frame what is elsewhere, or move what is there. An exception discards that stack, and
-# no other code can look into it.
+# no other code can look into it. Nor can any change what was loaded: gaio rebinds no global variable and none of an
+# enclosing function, which test_same_as_before.py sees to.
 _ON_THE_STACK_ONLY: Final = {
     *("LOAD_CONST", "LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK", "LOAD_FAST_LOAD_FAST", "LOAD_SMALL_INT"),
     *("LOAD_CLOSURE", "LOAD_DEREF", "LOAD_GLOBAL"),

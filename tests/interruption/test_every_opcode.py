@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 
 import pytest
@@ -78,8 +79,21 @@ def test_every_fifth_opcode_and_the_watcher_thread_goes_on(scenario: Scenario, b
 def test_two_opcodes(scenario: Scenario, backend: backends.Name) -> None:
     """What goes on after an interruption, and so puts things right, is interrupted itself."""
     choose = random.Random(scenario.name)
-    calls = play(scenario, backend, Opcode(sys.maxsize, 1)).calls
-    for _ in range(60):
-        first, second = choose.randint(1, calls), choose.randint(1, 20)
-        # Most calls are short, and some are long.
-        play(scenario, backend, *(Opcode(call, 1 + int(choose.expovariate(1 / 12))) for call in (first, second)))
+    struck_twice = 0
+    for first in choose.sample(opcodes_of(partial(play, scenario, backend)), 5):
+        after_the_first = partial(play, scenario, backend, first)
+        there_are = opcodes_of(after_the_first)  # none, if the first was the last thing to do
+        for second in choose.sample(there_are, min(8, len(there_are))):
+            struck_twice += after_the_first(second).place is not None
+    assert struck_twice >= 10
+
+
+def opcodes_of(play: Callable[[Opcode], Strike]) -> list[Opcode]:
+    """All there are, found by strikes that come too late in one call after the other."""
+    found: list[Opcode] = []
+    for call in itertools.count(1):
+        strike = play(Opcode(call, sys.maxsize))
+        if strike.calls < call:
+            return found
+        found += [Opcode(call, number) for number in range(1, strike.counted + 1)]
+    raise AssertionError("calls without end")
