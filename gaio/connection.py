@@ -130,6 +130,26 @@ def descriptor_of(conn: Any) -> int:
     return fd
 
 
+def flush_now(conn: Any, fd: int) -> None:
+    """Have a buffered file write what it holds, without waiting; `UnsupportedConnError` if that takes longer.
+
+    Its close() would do so as well, but what it could not write then would be lost.
+    """
+    flush = getattr(conn, "flush", None)
+    if flush is None:
+        return
+    blocking = os.get_blocking(fd)
+    try:
+        os.set_blocking(fd, False)
+        flush()
+    except BlockingIOError as error:
+        raise UnsupportedConnError(
+            f"conn holds bytes that cannot be written at once: flush() it before, or open it with buffering=0: {conn!r}"
+        ) from error
+    finally:
+        os.set_blocking(fd, blocking)
+
+
 def is_write_only(fd: int) -> bool:
     return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
 

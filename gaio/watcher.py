@@ -25,6 +25,7 @@ from gaio.connection import (
     check_kind,
     descriptor_of,
     family_to_connect,
+    flush_now,
     kind_of,
     reference_of,
 )
@@ -456,6 +457,7 @@ class Watcher:
         check_kind(kind, operation)
         if operation is not CONNECT:
             check_connected(fd, kind)
+        flush_now(conn, fd)
         duplicates: list[int] = []
         connection = None
         token = next(self._tokens)

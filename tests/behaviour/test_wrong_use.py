@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import math
 import os
 import socket
@@ -206,9 +207,31 @@ class TestConn:
             with pytest.raises(gaio.UnsupportedConnError) as caught:
                 submit(unharmed, file)
             assert_helpful(caught.value, "file", "poll")
+            assert os.get_blocking(file.fileno()), "whoever shares it would see that"
             file.write(b"still open")
             file.seek(0)
             assert file.read() == b"still open"
+
+    def test_a_file_that_holds_more_than_there_is_room_for(
+        self, unharmed: gaio.Watcher, submit: Callable[[gaio.Watcher, Any], None]
+    ) -> None:
+        """As the stdin of a child process may: its close() would throw away what it cannot write."""
+        reading, writing = os.pipe()
+        with os.fdopen(reading, "rb", buffering=0) as reader, os.fdopen(writing, "wb") as writer:
+            os.set_blocking(writing, False)
+            full = 0
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    full += os.write(writing, bytes(4096))
+            os.set_blocking(writing, True)
+            writer.write(b"unflushed")
+            with pytest.raises(gaio.UnsupportedConnError) as caught:
+                submit(unharmed, writer)
+            assert_helpful(caught.value, "flush()", "buffering=0")
+            assert os.get_blocking(writing)
+            assert reader.read(full) == bytes(full)
+            writer.flush()
+            assert reader.read(100) == b"unflushed"
 
     def test_a_directory(
         self, unharmed: gaio.Watcher, tmp_path: Path, submit: Callable[[gaio.Watcher, Any], None]
