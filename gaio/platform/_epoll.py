@@ -124,9 +124,9 @@ class EpollBackend(ReadinessBackend):
             raise
 
     def register(self, descriptor: Descriptor) -> None:
+        self._interest.add(descriptor.fd, INTEREST, descriptor.token)  # first: what is refused stays as it was
         if descriptor.kind >= FILE:
             os.set_blocking(descriptor.fd, False)  # read(2), write(2) and accept(2) have no MSG_DONTWAIT
-        self._interest.add(descriptor.fd, INTEREST, descriptor.token)
 
     def unregister(self, descriptor: Descriptor) -> None:
         self._interest.remove(descriptor.fd)

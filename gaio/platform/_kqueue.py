@@ -185,17 +185,19 @@ class KqueueBackend(ReadinessBackend):
                 raise PermissionError(errno.EPERM, "a regular file or a directory is never waited for")
         elif abi.so_nosigpipe:
             self._suppress_sigpipe(fd)
-        os.set_blocking(fd, False)
         if descriptor.kind == LISTENER:
             # Tried at once: one that does not listen, which macOS and OpenBSD do not tell, never turns readable.
             descriptor.reads.ready = READY
         try:
             entry = kqueue.entry(fd, abi.EVFILT_READ, EV_ADD | EV_CLEAR, udata=descriptor.token)
-            kqueue.change(entry, tolerated=_REGISTERED)
+            kqueue.change(entry, tolerated=(errno.EINTR,))
         except OSError as error:
             if error.errno in _CANNOT_BE_POLLED:
                 raise PermissionError(errno.EPERM, f"kqueue cannot watch it: {error}") from error
-            raise
+            if error.errno != errno.EPIPE:
+                raise
+            descriptor.reads.ready = READY_FOR_GOOD  # there need not be any event: an attempt finds out
+        os.set_blocking(fd, False)  # last: what is refused stays as it was
 
     def _suppress_sigpipe(self, fd: int) -> None:
         option = self._kqueue.abi.so_nosigpipe

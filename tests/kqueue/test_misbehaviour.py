@@ -279,6 +279,18 @@ def send_with_a_mark(peer: socket.socket) -> None:
 
 
 class TestRegistration:
+    @pytest.mark.parametrize("kind", ["pipe", "unix"])
+    def test_of_reading_says_epipe(self, kernel: Kernel, watcher: AccountedWatcher, pairs: Pairs, kind: str) -> None:
+        """What there is to read is found without an event."""
+        conn, peer = pairs.pipe_to_read() if kind == "pipe" else pairs.unix()
+        os.write(peer.fileno(), b"the last")
+        peer.close()
+        kernel.faults.change_error = errno.EPIPE
+        last, end = watcher.read(conn), watcher.read(conn)
+        watcher.finish(last, end)
+        assert last.data == b"the last"
+        assert isinstance(end.error, EOFError)
+
     def test_of_writing_says_epipe_although_it_works(
         self, kernel: Kernel, watcher: AccountedWatcher, pairs: Pairs
     ) -> None:
