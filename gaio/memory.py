@@ -27,6 +27,8 @@ TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
     from typing import Any
 
+    from gaio.platform import Descriptor
+
 # A write of up to so many bytes is copied when it is submitted: that costs less than an export does, and
 # the caller may use the buffer again at once. Vectored writes are joined up to JOIN_LIMIT for the same reason.
 COPY_LIMIT = 4096
@@ -155,6 +157,12 @@ class SocketAddress:
     def __init__(self, data: bytes) -> None:
         self.data = data  # struct sockaddr
         self.begun = False  # for the backend: the first attempt has been made
+
+
+def is_connecting(descriptor: Descriptor) -> bool:
+    """Whether the backend has a connect() of it under way."""
+    writes = descriptor.writes
+    return writes is not None and writes.waiting is not None and type(writes.waiting._memory) is SocketAddress
 
 
 class iovec(ctypes.Structure):

@@ -65,7 +65,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from time import monotonic
 
-from gaio.memory import SocketAddress, Vector
+from gaio.memory import SocketAddress, Vector, is_connecting
 from gaio.platform import DATAGRAM, FILE, LISTENER, NO_DESCRIPTORS, SOCKET, SwapMemory, _libc
 from gaio.platform._eventfd import Wakeup
 from gaio.platform._libc import IOV_MAX, MAX_RW_COUNT, address_of, msghdr
@@ -274,12 +274,14 @@ class IoUringBackend:
         self._mapped: list[tuple[int, int]] = []  # address and length of what munmap(2) has to take back
         self._returned: list[int] = []
         self._batch: list[Any] = []  # requests whose entries are written but not yet the kernel's
-        # Requests held here -> whether for want of a swap buffer; else there is a cancellation to wait for.
+        # Requests held here -> whether for want of a swap buffer; else until the next wait(), or for the end of a
+        # cancellation or of a connect().
         self._parked: dict[Any, bool] = {}
         self._unpark = False  # something has changed for those
         self._cancelling: set[int] = set()  # queue tokens with a cancellation under way
         self._shutting_down: Any = None  # the request whose shutdown(2) is under way
         self._missed: list[Any] = []  # requests that a cancellation did not find
+        self._last_tries: dict[Any, None] = {}  # parked ones that are being cancelled
         self._messages: list[Any] = []  # msghdr structures that the kernel has not read yet
         self._wake_armed = False
         self._woken = False  # a wake-up has been taken out of the ring, for the wait() under way or the next one
@@ -453,7 +455,7 @@ class IoUringBackend:
             elif type(memory) is bytes and queue.entry and not (request._offset or queue.ready >= POLL or uncommon):
                 append(pack(_SEND, queue.fd, 0, address_of(memory), request._length, _SEND_FLAGS, queue.token, 0))
             else:
-                if queue.token in self._cancelling:
+                if queue.token in self._cancelling or (not queue.outbound and is_connecting(queue.descriptor)):
                     self._parked[request] = False
                     continue
                 self._parked.pop(request, None)
@@ -518,6 +520,7 @@ class IoUringBackend:
                 queue.entry = entry
             return entry
         if type(memory) is SocketAddress:
+            queue.ready = POLLED  # so that _hold() sees its completion
             data = memory.data
             return SQE.pack(_CONNECT, queue.fd, len(data), address_of(data), 0, 0, queue.token, 0)
         offset = request._offset
@@ -567,15 +570,8 @@ class IoUringBackend:
     def cancel(self, request: Any) -> None:
         queue = request._queue
         if queue.waiting is not request:
-            blocked = self._blocked.get(queue.fd) is request
-            if blocked or request in self._parked:  # the kernel does not have it
-                request._result = -errno.ECANCELED
-                if not (self.completed and self.completed[-1] is request):
-                    self.completed.append(request)
-                if blocked:
-                    del self._blocked[queue.fd]
-                else:
-                    del self._parked[request]
+            if request in self._parked or self._blocked.get(queue.fd) is request:  # the kernel does not have it
+                self._try_once_more(request, queue)
             return
         if queue.token in self._cancelling:
             return
@@ -587,6 +583,29 @@ class IoUringBackend:
         self._batch = [_NoRequest(partial(self._cancelling.discard, queue.token))]
         self._cancelling.add(queue.token)
         self._write_entries([SQE.pack(_ASYNC_CANCEL, -1, 0, queue.token, 0, 0, _CANCELLATION | queue.token, 0)])
+
+    def _try_once_more(self, request: Any, queue: Any) -> None:
+        """Start a request that waits here and is being cancelled: what is there already counts as arrived in time.
+
+        Nobody cancels it again, so that goes with it, see wait(); most come back with -EAGAIN before.
+        """
+        memory = request._memory
+        moves_bytes = memory is not None or not (queue.outbound or queue.descriptor.kind == LISTENER)
+        if not moves_bytes or is_connecting(queue.descriptor):
+            request._result = -errno.ECANCELED
+            if not (self.completed and self.completed[-1] is request):
+                self.completed.append(request)
+            self._parked.pop(request, None)
+            return
+        self._last_tries[request] = None  # first: cut short after this, it is cancelled all the same
+        if self._parked.get(request):
+            request._length = self._swap_read_size  # as for a message, see _entry_with_poll()
+            request._memory = OwnMemory(self._swap_read_size)
+        queue.ready = POLLED
+        self._parked[request] = False
+        if queue.outbound:
+            self._blocked.pop(queue.fd, None)
+        self._unpark = True
 
     # --- writes that wait for room --------------------------------------------------------------------------
 
@@ -619,6 +638,10 @@ class IoUringBackend:
         if self._parked and (self._unpark or self._buffers_are_left()):
             self._unpark = False
             self.start(self._startable())
+        if self._last_tries:
+            # Behind their entries, of which the kernel may wait for one of a file.
+            self._missed += [request for request in self._last_tries if request not in self._parked]
+            self._last_tries = {request: None for request in self._last_tries if request in self._parked}
         self._arm()
         # To make room in the SQ is to reap. What has been started just now may take no buffer, see _buffers_are_left().
         if self.completed or self._woken or (self._parked and (self._unpark or self._buffers_are_left())):
@@ -778,22 +801,24 @@ class IoUringBackend:
         """
         lacks_buffer = result == -errno.ENOBUFS and request._memory is None and queue.descriptor.kind != LISTENER
         if lacks_buffer or (queue.ready == POLL and result >= 0 and not queue.outbound):
-            if queue.token in self._cancelling:  # which nobody would repeat for what waits here
-                request._result = -errno.ECANCELED
-                self.completed.append(request)
+            self._parked[request] = lacks_buffer  # until buffers are given back
+            self._too_few_buffers = self._too_few_buffers or lacks_buffer
+            self._unpark = self._unpark or not lacks_buffer
+            if queue.token in self._cancelling:
+                self._try_once_more(request, queue)
+                queue.waiting = None
             else:
-                self._parked[request] = lacks_buffer  # until buffers are given back
-                self._too_few_buffers = self._too_few_buffers or lacks_buffer
-                self._unpark = self._unpark or not lacks_buffer
-            queue.waiting = None
-            queue.ready = UNKNOWN if lacks_buffer else POLLED  # if this is not reached, it is polled once more
+                queue.waiting = None
+                queue.ready = UNKNOWN if lacks_buffer else POLLED  # if this is not reached, it is polled once more
             return True
         if result == -errno.EAGAIN and (queue.outbound or queue.descriptor.kind > SOCKET):
             queue.ready = POLL
         else:
             queue.ready = NOT_EMPTY if queue.outbound else UNKNOWN
         memory = request._memory
-        if type(memory) is OwnMemory:
+        if type(memory) is SocketAddress:
+            self._unpark = True  # reads wait for it
+        elif type(memory) is OwnMemory:
             if result > 0:
                 request.buffer = memory.view(result)
             request._length = max(0, result)  # not 0: the view is the caller's for good
@@ -831,9 +856,11 @@ class IoUringBackend:
 
     def hand_over(self) -> None:
         self._handed_over = self._reaped[1]
-        # What is parked waits for give_back(), and what the kernel was too short of memory to take for another enter: a
-        # loop that this is nested in must come back for that.
-        if self._parked or self._ksq_head[0] != self._sq_tail:
+        # What wants a buffer waits for give_back(), and what the kernel was too short of memory to take for another
+        # enter: a loop that this is nested in must come back for that. Of the end of a cancellation or of a connect()
+        # the ring tells it.
+        held_up = self._parked and (self._unpark or any(self._parked.values()))
+        if held_up or self._ksq_head[0] != self._sq_tail:
             self.wake()
 
     def give_back(self) -> None:

@@ -32,7 +32,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from time import monotonic
 
-from gaio.memory import SocketAddress, Vector
+from gaio.memory import SocketAddress, Vector, is_connecting
 from gaio.platform import DATAGRAM, FILE, LISTENER, SOCKET, STREAM, _libc
 from gaio.platform._libc import IOV_MAX, address_of, msghdr
 
@@ -163,7 +163,7 @@ class ReadinessBackend(ABC):
                 completed.append(request)
                 returned.clear()
                 self._attempted = None
-            elif queue.ready == READY or not _is_connecting(queue.descriptor):
+            elif queue.ready == READY or not is_connecting(queue.descriptor):
                 self._try_read(request, queue)
             else:
                 queue.waiting = request  # why the connection cannot be made is not for a read to hear: see readable()
@@ -176,7 +176,7 @@ class ReadinessBackend(ABC):
         if queue.outbound:
             queue.ready = queue.ready or READY
             self._try_write(request, queue)
-        elif not _is_connecting(queue.descriptor):
+        elif not is_connecting(queue.descriptor):
             queue.ready = queue.ready or READY
             self._try_read(request, queue)
         if queue.waiting is request:
@@ -231,16 +231,16 @@ class ReadinessBackend(ABC):
         queue: Queue = descriptor.reads
         if for_good:
             queue.ready = READY_FOR_GOOD
-            if _is_connecting(descriptor):
+            if is_connecting(descriptor):
                 self.writable(descriptor)  # why a connection cannot be made is told once, and not for a read to hear
         elif not queue.ready:
             queue.ready = READY
-        if queue.waiting is not None and not (for_good and _is_connecting(descriptor)):
+        if queue.waiting is not None and not (for_good and is_connecting(descriptor)):
             self._try_read(queue.waiting, queue)
 
     def failed(self, descriptor: Descriptor, error: int) -> None:
         """The edge came with an error of the socket, which a call may not find any more: this was the telling."""
-        if _is_connecting(descriptor):
+        if is_connecting(descriptor):
             writes = descriptor.writes
             writes.ready = error  # the connection that is being made has failed
             self._try_write(writes.waiting, writes)
@@ -472,8 +472,3 @@ def _keep_from_blocking(queue: Queue) -> None:
     with the interpreter lock held.
     """
     os.set_blocking(queue.fd, False)
-
-
-def _is_connecting(descriptor: Descriptor) -> bool:
-    writes = descriptor.writes
-    return writes is not None and writes.waiting is not None and type(writes.waiting._memory) is SocketAddress

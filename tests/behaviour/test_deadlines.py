@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+import socket
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 
 import gaio
+from gaio import loop
 from tests.accounting import AccountedWatcher
 from tests.descriptor_limit import need_descriptors
-from tests.peers import Pairs, pattern, receive_until_eof
+from tests.nest import Nest
+from tests.peers import Closable, Pairs, pattern, receive_exactly, receive_until_eof
 from tests.waiting import Background
 
 MIB = 1 << 20
@@ -121,18 +127,80 @@ def test_tiny_timeout_without_data(watcher: AccountedWatcher, pairs: Pairs, time
     assert isinstance(read.error, gaio.DeadlineError)
 
 
+KINDS: dict[str, Callable[[Pairs], tuple[Closable, Closable]]] = {
+    "tcp": Pairs.tcp,
+    "unix": Pairs.unix,
+    "messages": lambda pairs: pairs.unix(socket.SOCK_SEQPACKET),
+    "datagrams": lambda pairs: pairs.unix(socket.SOCK_DGRAM),
+    "udp": Pairs.udp,
+    "pipe": Pairs.pipe_to_read,
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
 @pytest.mark.parametrize("timeout", [0, 0.0, 1e-9])
+@every_kind
 @pytest.mark.scenario(16)
 def test_tiny_timeout_takes_what_is_already_there(
-    watcher: AccountedWatcher, pairs: Pairs, timeout: float
+    watcher: AccountedWatcher, pairs: Pairs, timeout: float, kind: str
 ) -> None:
-    """timeout=0 means: what is there now, or nothing."""
-    conn, peer = pairs.unix()
-    peer.sendall(b"already here")
-    read = watcher.read(conn, timeout=timeout)
-    watcher.finish(read)
+    """timeout=0 means: what is there now, or nothing; again and again."""
+    conn, peer = KINDS[kind](pairs)
+    for _ in range(3):
+        os.write(peer.fileno(), b"already here")
+        read = watcher.read(conn, timeout=timeout)
+        watcher.finish(read)
+        assert read.error is None
+        assert read.data == b"already here"
+    nothing = watcher.read(conn, timeout=timeout)
+    watcher.finish(nothing)
+    assert isinstance(nothing.error, gaio.DeadlineError)
+
+
+@pytest.fixture
+def an_hour_passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Call it, and it has. Of what was submitted before, every deadline of less has passed then."""
+    return lambda: monkeypatch.setattr(loop, "monotonic", lambda: time.monotonic() + 3600)
+
+
+@every_kind
+@pytest.mark.scenario(16)
+def test_what_came_in_time_while_the_other_loop_was_busy(
+    watcher: AccountedWatcher, pairs: Pairs, kind: str, an_hour_passes: Callable[[], None]
+) -> None:
+    """Nested, nothing is looked at meanwhile. That the deadline has passed, too, when it is, does not matter."""
+    conn, peer = KINDS[kind](pairs)
+    nest = Nest(watcher)
+    read, late = watcher.read(conn, timeout=1800), watcher.read(pairs.unix()[0], timeout=1800)
+    nest.settle()
+    os.write(peer.fileno(), b"in time")
+    an_hour_passes()
+    nest.finish(read, late)
     assert read.error is None
-    assert read.data == b"already here"
+    assert read.data == b"in time"
+    assert isinstance(late.error, gaio.DeadlineError)
+
+
+@pytest.mark.scenario(16)
+def test_room_that_came_in_time_while_the_other_loop_was_busy(
+    watcher: AccountedWatcher, pairs: Pairs, an_hour_passes: Callable[[], None]
+) -> None:
+    conn, peer = pairs.unix()
+    nest = Nest(watcher)
+    message = pattern(300_000)
+    write = watcher.write(conn, message, timeout=1800)
+    nest.settle()
+    peer.setblocking(False)
+    received = bytearray()
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            received += peer.recv(1 << 20)
+    assert 0 < len(received) < len(message)
+    an_hour_passes()
+    nest.finish(write)
+    assert write.error is None
+    peer.setblocking(True)
+    assert bytes(received) + receive_exactly(peer, len(message) - len(received)) == message
 
 
 def test_zero_timeout_write_sends_what_fits(watcher: AccountedWatcher, pairs: Pairs) -> None:

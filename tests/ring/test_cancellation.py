@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +27,7 @@ from tests.waiting import Background, wait_until
 def test_close_with_more_reads_than_buffers(
     make_watcher: MakeWatcher, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The read that is being cancelled comes back for want of a buffer, which nobody will give back."""
+    """The read that is being cancelled comes back for want of a buffer, which nobody will give back. It needs none."""
     monkeypatch.setattr(_io_uring, "buffer_geometry", lambda *_: (64, 1, 1))
     watcher = make_watcher(64)
     conn, peer = pairs.tcp()
@@ -34,7 +36,54 @@ def test_close_with_more_reads_than_buffers(
         reads = [watcher.read(conn), watcher.read(conn)]
     Background(watcher.watcher.close).result()
     watcher.finish(*reads)
-    assert isinstance(reads[1].error, gaio.WatcherClosedError)
+    assert [(read.data, read.error) for read in reads] == [(bytes(64), None)] * 2
+
+
+def test_the_deadline_of_reads_that_wait_for_a_buffer(
+    make_watcher: MakeWatcher, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their bytes had come in time."""
+    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda *_: (64, 1, 1))
+    watcher = make_watcher(64)
+    ends = [pairs.tcp() for _ in range(5)]
+    for _, peer in ends:
+        peer.sendall(bytes(64))
+    reads = [watcher.read(conn, timeout=0) for conn, _ in ends]
+    watcher.finish(*reads)
+    assert [(read.data, read.error) for read in reads] == [(bytes(64), None)] * 5
+
+
+@pytest.mark.parametrize("ends_by", ["deadline", "free", "close"])
+def test_a_pipe_that_somebody_else_has_read(
+    make_watcher: MakeWatcher, monkeypatch: pytest.MonkeyPatch, ends_by: str
+) -> None:
+    """Between the poll and the read, which waits in the ring then: its cancellation comes behind it."""
+    monkeypatch.setattr(loop, "GRACE", 3600)
+    hold = _io_uring.IoUringBackend._hold
+    watcher = make_watcher()
+    reading, writing = os.pipe()
+    with (
+        os.fdopen(reading, "rb", buffering=0) as conn,
+        os.fdopen(writing, "wb", buffering=0) as writer,
+        os.fdopen(os.dup(reading), "rb", buffering=0) as somebody_else,
+    ):
+
+        def hold_and_take(*arguments: Any) -> bool:
+            held = hold(*arguments)
+            if held:
+                assert somebody_else.read(10) == b"x"
+            return held
+
+        monkeypatch.setattr(_io_uring.IoUringBackend, "_hold", hold_and_take)
+        read = watcher.read(conn, timeout=0 if ends_by == "deadline" else None)
+        writer.write(b"x")
+        if ends_by == "free":
+            watcher.free(conn)
+        elif ends_by == "close":
+            watcher.watcher.close()
+        watcher.finish(read)
+    expected = {"deadline": gaio.DeadlineError, "free": gaio.ConnClosedError, "close": gaio.WatcherClosedError}
+    assert isinstance(read.error, expected[ends_by])
 
 
 @pytest.mark.parametrize("ends_by", ["deadline", "free"])

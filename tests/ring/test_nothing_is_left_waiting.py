@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import socket
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import gaio
 from gaio import loop
 from gaio.platform import _io_uring, _writability
 from tests.accounting import MakeWatcher
@@ -102,6 +104,31 @@ def test_a_wakeup_that_was_taken_in_making_room(make_ring: MakeRing, pairs: Pair
             watcher.read(conn)
         ring.wake()
         turn(None)  # for as long as it takes
+
+
+def test_a_read_behind_a_connect_that_waits_for_room(make_watcher: MakeWatcher, pairs: Pairs, tmp_path: Path) -> None:
+    """Such a socket polls as ready, with nothing that could be received. Who waits for it is not told of it."""
+    path = str(tmp_path / "socket")
+    watcher = make_watcher()
+    conn = socket.socket(socket.AF_UNIX)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(path)
+        listener.listen(0)
+        first.connect(path)
+        connect, read = watcher.connect(conn, path), watcher.read(conn)
+        late = watcher.read(conn, timeout=0.001)
+        nest = Nest(watcher)
+        nest.finish(late)
+        nest.settle()
+        assert isinstance(late.error, gaio.DeadlineError)
+        assert read.result is None
+        listener.accept()[0].close()
+        peer, _ = listener.accept()
+        with peer:
+            peer.send(b"hello")
+            nest.finish(connect, read)
+    assert connect.error is None
+    assert read.data == b"hello"
 
 
 def read_interrupted_at(at: Opcode, world: World) -> Strike:
