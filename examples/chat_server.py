@@ -5,7 +5,8 @@
 
 Each client has one read and at most one write under way. What is said while a client's write is under way waits for
 it, and goes out in one write. A client whose write takes longer than `--patience` seconds is dropped, or for which
-more than a megabyte waits, so a slow one holds nobody up.
+more than a megabyte waits, so a slow one holds nobody up. Nothing holds a speaker up, though: who says more than
+another can read has that one dropped.
 """
 
 import argparse

@@ -71,9 +71,10 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between two pushes")
     parser.add_argument("--patience", type=float, default=10.0, help="seconds until a slow client is dropped")
     options = parser.parse_args()
-    for name in ("interval", "patience"):
-        if not 0 <= getattr(options, name) < math.inf:
-            parser.error(f"--{name} must be a number of seconds, 0 or more")
+    if not 0 < options.interval < math.inf:
+        parser.error("--interval must be a number of seconds, more than 0")
+    if not 0 <= options.patience < math.inf:
+        parser.error("--patience must be a number of seconds, 0 or more")
 
     # Both Ctrl-C and `kill` raise KeyboardInterrupt, also where the shell started this with Ctrl-C ignored.
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -6,7 +6,8 @@ Each direction has one request under way at any time: a read from one side, then
 other. A fast sender meets a slow receiver so: as long as the receiver does not take what was read, no byte more is
 read, the sender's connection fills up and it has to wait. Memory stays flat. When one side ends its direction, the
 other side sees that end, and the opposite direction goes on. When one side breaks off (a reset), both connections are
-closed, and the other side sees an orderly end: it cannot tell that something may be missing.
+closed, and the other side sees an orderly end, from which it cannot tell that something may be missing; or a reset, if
+bytes of its own had not been read yet.
 """
 
 import argparse

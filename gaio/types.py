@@ -47,7 +47,7 @@ class Stats(NamedTuple):
     batches: int
     """Batches they came in."""
     wakeups: int
-    """Times a submitter had to wake whoever has the watch."""
+    """Times a submitting call had to wake the thread that was waiting."""
     gc_found: int
     """Connections the garbage collector found unreferenced."""
     gc_closed: int

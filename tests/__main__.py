@@ -142,9 +142,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--matrix",
         action="store_true",
-        help="also run the behaviour suite on every other CPython >= 3.10 on PATH and among pyenv's versions",
+        help="also run the behaviour suite, and two files of the opcode suite, on every other CPython >= 3.10 "
+        "on PATH and among pyenv's versions",
     )
-    parser.add_argument("--backend", help="run the behaviour suite on this backend alone")
+    parser.add_argument("--backend", help="where a test runs on each backend, run it on this one alone")
     own, for_pytest = parser.parse_known_args(arguments)
     try:
         first = interpreters.invoking()

@@ -16,7 +16,8 @@ One result language: `request._result` is a number n >= 0 as the system call ret
     register(descriptor)    begin to watch it. Any thread; may raise OSError (EPERM: it cannot be polled).
     unregister(descriptor)  stop watching it, before the core closes its number. Nothing of it is in flight.
     start(requests)         begin these requests, in batch; some may be in `completed` when this returns.
-    cancel(request)         bring it back soon: with -ECANCELED, or with its result if that came first.
+    cancel(request)         bring it back soon: with its result, if what it needs is there by now; else with
+                            -ECANCELED or -EAGAIN.
     wait(timeout)           append to `completed` what has finished, waiting up to timeout seconds for the first
                             (None = until something finishes or wake() is called, 0 = only look). May return
                             with nothing.

@@ -99,7 +99,7 @@ class Stats(NamedTuple):
     pending: int  # requests submitted and not yet completed
     completions: int  # results delivered so far
     batches: int  # batches they came in
-    wakeups: int  # times a submitter had to wake whoever has the watch
+    wakeups: int  # times a submitting call had to wake the thread that was waiting
     gc_found: int  # connections the garbage collector found unreferenced
     gc_closed: int  # of those, descriptors closed
 

@@ -6,6 +6,7 @@ that the table is what they say.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import sys
@@ -125,5 +126,6 @@ def table(tests: dict[int, dict[str, str]]) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="tests.faults.table", description="Writes tests/faults/README.md.").parse_args()
     README.write_text(table(collect()), encoding="utf-8")
     sys.stdout.write(f"wrote {README.relative_to(ROOT)}\n")
