@@ -592,7 +592,7 @@ class IoUringBackend:
         """
         memory = request._memory
         moves_bytes = memory is not None or not (queue.outbound or queue.descriptor.kind == LISTENER)
-        if not moves_bytes or is_connecting(queue.descriptor):
+        if not moves_bytes or type(memory) is SocketAddress or is_connecting(queue.descriptor):
             request._result = -errno.ECANCELED
             if not (self.completed and self.completed[-1] is request):
                 self.completed.append(request)
@@ -802,14 +802,16 @@ class IoUringBackend:
         """
         lacks_buffer = result == -errno.ENOBUFS and request._memory is None and queue.descriptor.kind != LISTENER
         if lacks_buffer or (queue.ready == POLL and result >= 0 and not queue.outbound):
+            cancelled = queue.token in self._cancelling
+            if cancelled:
+                self._last_tries[request] = None  # nobody else would cancel it where it is started again
             self._parked[request] = lacks_buffer  # until buffers are given back
             self._too_few_buffers = self._too_few_buffers or lacks_buffer
             self._unpark = self._unpark or not lacks_buffer
-            if queue.token in self._cancelling:
+            queue.waiting = None
+            if cancelled:
                 self._try_once_more(request, queue)
-                queue.waiting = None
             else:
-                queue.waiting = None
                 queue.ready = UNKNOWN if lacks_buffer else POLLED  # if this is not reached, it is polled once more
             return True
         if result == -errno.EAGAIN and (queue.outbound or queue.descriptor.kind > SOCKET):

@@ -286,6 +286,20 @@ def deadline_of_reads(world: World) -> Iterator[Act]:
 
 
 @scenario()
+def deadline_of_what_came_in_time(world: World) -> Iterator[Act]:
+    """It has passed when it is looked at for the first time, and so has that of one for which nothing came."""
+    ends: list[tuple[Closable, Closable]] = [world.pairs.unix(socket.SOCK_DGRAM), world.pairs.pipe_to_read()]
+    reads = [world.watcher.read(conn, timeout=0) for conn, _ in ends]
+    in_vain = world.watcher.read(world.pairs.unix(socket.SOCK_DGRAM)[0], timeout=0)
+    for _, peer in ends:
+        os.write(peer.fileno(), b"in time")
+    yield lambda: world.watcher.finish(*reads, in_vain)
+    world.watcher.finish(*reads, in_vain)
+    assert [(read.data, read.error) for read in reads] == [(b"in time", None)] * 2
+    assert isinstance(in_vain.error, gaio.DeadlineError)
+
+
+@scenario()
 def deadline_that_is_kept(world: World) -> Iterator[Act]:
     """The request is admitted before the interruption and expires after it, so its deadline must not be forgotten."""
     conn, _ = world.pairs.tcp()

@@ -71,3 +71,20 @@ def test_cutting_off_reads_that_want_a_buffer(by: str) -> None:
             return strike
 
     at_opcodes(play)
+
+
+def test_deadlines_of_reads_that_want_a_buffer() -> None:
+    """What they want a buffer for had come in time."""
+
+    def play(at: Opcode) -> Strike:
+        with World("io_uring", 64) as world:
+            ends = [world.pairs.tcp() for _ in MESSAGES]
+            for message, (_, peer) in zip(MESSAGES, ends, strict=True):
+                peer.sendall(message)
+            reads = [world.watcher.read(conn, timeout=0) for conn, _ in ends]
+            strike = interrupted_at(at, lambda: world.watcher.finish(*reads))
+            world.watcher.finish(*reads)
+            assert [read.data for read in reads] == MESSAGES, strike.place
+            return strike
+
+    at_opcodes(play)
