@@ -3,10 +3,9 @@
     python3 -m examples.chat_server --port 8000
     nc 127.0.0.1 8000
 
-Each client has one read and at most one write under way. What is said while a client's write is under way waits for
-it, and goes out in one write. A client whose write takes longer than `--patience` seconds is dropped, or for which
-more than a megabyte waits, so a slow one holds nobody up. Nothing holds a speaker up, though: who says more than
-another can read has that one dropped.
+Each client has one read and at most one write under way. What is said meanwhile waits, and goes out in one write. A
+client whose write takes longer than `--patience` seconds is dropped, or for which more than a megabyte waits: a slow
+one holds nobody up, not even a speaker who says more than it can read.
 """
 
 import argparse
