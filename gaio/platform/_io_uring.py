@@ -78,8 +78,8 @@ if TYPE_CHECKING:
     from gaio.platform import Descriptor
     from gaio.swap import SwapArena
 
-# System calls: the same numbers on every architecture but alpha (io_uring came after they were unified, Linux 5.1), and
-# but MIPS and x32, which add to them: there these are ENOSYS, and epoll serves.
+# System calls: the same numbers on nearly every architecture (io_uring came after they were unified, Linux 5.1). Not on
+# alpha; nor on MIPS and x32, which add to them, so that these are ENOSYS there and epoll serves.
 SYS_io_uring_setup = 425
 SYS_io_uring_enter = 426
 SYS_io_uring_register = 427
