@@ -61,9 +61,10 @@ class Strike:
         self.counted = 0  # opcodes of that one so far
         self.is_last = False  # it struck before one with which that call ends
         self._action = action
+        self._raises = action is interrupt
         self._thread = threading.get_ident() if thread is None else thread
         self._frame: FrameType | None = None  # of the call in question, until the strike
-        self._code: CodeType | None = None  # of the same
+        self._told_of: set[CodeType] = set()  # the code whose opcodes the interpreter tells of, from 3.12 on
         self._left_out: frozenset[int] = frozenset()  # offsets
 
     def __enter__(self) -> Self:
@@ -82,10 +83,16 @@ class Strike:
 
     def __exit__(self, et: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self._stop_listening()
-        if sys.version_info >= (3, 12) and self._code is not None:
-            sys.monitoring.set_local_events(_TOOL, self._code, _CALLS)
+        if sys.version_info >= (3, 12):
+            for code in self._told_of:
+                sys.monitoring.set_local_events(_TOOL, code, _CALLS)
         self._frame = None  # it keeps what its variables refer to
         gc.enable()
+
+    def interrupts(self, function: Callable[[], object]) -> None:
+        """Call the function, of which a KeyboardInterrupt that this raises is the end."""
+        with contextlib.suppress(KeyboardInterrupt), self:
+            function()
 
     def _stop_listening(self) -> None:
         if sys.version_info >= (3, 12):
@@ -106,7 +113,7 @@ class Strike:
         if self.calls != self.at.call:
             frame.f_trace_opcodes = False  # of a generator that goes on
             return None
-        self._left_out = left_out(frame.f_code)
+        self._left_out = left_out(frame.f_code, self._raises)
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
         return self._on_event
@@ -125,9 +132,9 @@ class Strike:
                 return
             self.calls += 1
             if self.calls == self.at.call:
-                self._left_out = left_out(code)
-                self._frame, self._code = sys._getframe(1), code
-                sys.monitoring.set_local_events(_TOOL, code, _CALLS | sys.monitoring.events.INSTRUCTION)
+                self._left_out = left_out(code, self._raises)
+                self._frame = sys._getframe(1)
+                self._be_told_of(code)
                 self._count(self._frame, offset)  # RESUME, which has begun
             elif sys._getframe(1) is self._frame:
                 self._frame = None  # a generator that goes on
@@ -137,14 +144,70 @@ class Strike:
             if frame is self._frame and not Strike.held_back and offset not in self._left_out:
                 self._count(frame, offset)
 
+        def _be_told_of(self, code: CodeType) -> None:
+            self._told_of.add(code)
+            sys.monitoring.set_local_events(_TOOL, code, _CALLS | sys.monitoring.events.INSTRUCTION)
+
     def _count(self, frame: FrameType, offset: int) -> None:
         self.counted += 1
         if self.counted == self.at.number:
             self.place = place_of(frame)
-            self.is_last = offset in last_opcodes(frame.f_code)
+            self.is_last = offset in last_opcodes(frame.f_code, self._raises)
             self._frame = None
             self._stop_listening()
             self._action()
+
+
+class Census(Strike):
+    """Strikes nothing: finds the opcodes there are for `interrupt`, of all calls at once."""
+
+    def __init__(self) -> None:
+        super().__init__(Opcode(0, 0), interrupt)
+        self.found: list[Opcode] = []
+        # By the id of its frame: the number of a call, and its opcodes so far. The frame itself would keep what its
+        # variables refer to.
+        self._of_frame: dict[int, tuple[int, Iterator[int]]] = {}
+
+    def _begin(self, frame: FrameType) -> None:
+        self.calls += 1
+        self._of_frame[id(frame)] = self.calls, itertools.count(1)
+
+    def _on_call(self, frame: FrameType, _event: str, _argument: object) -> TraceFunction | None:
+        if Strike.held_back or not frame.f_code.co_filename.startswith(GAIO):
+            return None
+        self._begin(frame)
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        return self._on_event
+
+    def _on_event(self, frame: FrameType, event: str, _argument: object) -> TraceFunction:
+        if event == "opcode" and not Strike.held_back:
+            self._count(frame, frame.f_lasti)
+        return self._on_event
+
+    if sys.version_info >= (3, 12):
+
+        def _before_call(self, code: CodeType, offset: int) -> None:
+            if Strike.held_back or threading.get_ident() != self._thread:
+                return
+            frame = sys._getframe(1)
+            self._begin(frame)
+            if code not in self._told_of:
+                self._be_told_of(code)
+            self._count(frame, offset)
+
+        def _before_opcode(self, code: CodeType, offset: int) -> None:
+            if Strike.held_back or threading.get_ident() != self._thread:
+                return
+            frame = sys._getframe(1)
+            # Of RESUME it is told before it is told of the call.
+            if id(frame) in self._of_frame and code.co_code[offset] != _RESUME:
+                self._count(frame, offset)
+
+    def _count(self, frame: FrameType, offset: int) -> None:
+        if offset not in left_out(frame.f_code, raises=True):
+            call, numbers = self._of_frame[id(frame)]
+            self.found.append(Opcode(call, next(numbers)))
 
 
 # --- how the interpreter tells of opcodes ---------------------------------------------------------------------
@@ -154,6 +217,7 @@ class Strike:
 _TOOL: Final = 4  # of the numbers that are kept for nobody
 if sys.version_info >= (3, 12):
     _CALLS: Final = sys.monitoring.events.PY_START | sys.monitoring.events.PY_RESUME
+    _RESUME: Final = dis.opmap["RESUME"]
 
 
 @contextlib.contextmanager
@@ -244,17 +308,19 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
+def interruption(at: Opcode) -> Strike:
+    return Strike(at, interrupt)
+
+
 def interrupted_at(at: Opcode, function: Callable[[], object]) -> Strike:
     """Call the function and raise KeyboardInterrupt there; the strike tells whether it has that opcode."""
-    strike = Strike(at, interrupt)
-    with contextlib.suppress(KeyboardInterrupt), strike:
-        function()
+    strike = interruption(at)
+    strike.interrupts(function)
     return strike
 
 
-def at_opcodes(play: Callable[[Opcode], Strike], *, first: int = 1, step: int = 1, more_than: int = 50) -> None:
-    """Play it with a strike at one opcode after the other, call by call, until there is no more; there must be more
-    than that many.
+def at_opcodes(play: Callable[[Opcode], Strike], *, first: int = 1, step: int = 1) -> None:
+    """Play it with a strike at one opcode after the other, call by call, until there is no more.
 
     With `step`, at every so many, counted through from one call to the next. `play` returns the strike it has made.
     """
@@ -269,7 +335,7 @@ def at_opcodes(play: Callable[[Opcode], Strike], *, first: int = 1, step: int = 
             break
         else:
             at = Opcode(at.call + 1, at.number - strike.counted)
-    assert struck * step > more_than
+    assert struck * step > 20
 
 
 def place_of(frame: FrameType) -> str:
@@ -288,7 +354,7 @@ def place_of(frame: FrameType) -> str:
 
 # They put on the stack of their frame what is elsewhere, or move what is there. An exception discards that stack, and
 # no other code can look into it. Nor can any change what was loaded: gaio rebinds no global variable and none of an
-# enclosing function, which test_same_as_before.py sees to.
+# enclosing function, which test_opcodes.py sees to.
 _ON_THE_STACK_ONLY: Final = {
     *("LOAD_CONST", "LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK", "LOAD_FAST_LOAD_FAST", "LOAD_SMALL_INT"),
     *("LOAD_CLOSURE", "LOAD_DEREF", "LOAD_GLOBAL"),
@@ -296,44 +362,66 @@ _ON_THE_STACK_ONLY: Final = {
     *("KW_NAMES", "NOP", "PRECALL", "PUSH_NULL"),
 }
 
+# They look at what there is, or make something new of it that nobody else has, and leave the outcome on the stack. What
+# another thread or a handler does may change that outcome; an exception discards it. Where one runs code of gaio, as
+# that of a property, an exception after it is one before the return of that code.
+_LOOKS: Final = {
+    *("BINARY_SLICE", "BINARY_SUBSCR", "COMPARE_OP", "CONTAINS_OP", "IS_OP", "LOAD_ATTR", "LOAD_METHOD"),
+    *("BUILD_LIST", "BUILD_MAP", "BUILD_SLICE", "BUILD_TUPLE", "TO_BOOL", "UNARY_INVERT", "UNARY_NOT"),
+    *("JUMP_IF_FALSE_OR_POP", "JUMP_IF_TRUE_OR_POP", "POP_JUMP_IF_FALSE", "POP_JUMP_IF_TRUE"),
+    *(f"POP_JUMP_{way}_IF_{what}" for way in ("FORWARD", "BACKWARD") for what in ("FALSE", "NONE", "NOT_NONE", "TRUE")),
+    *("POP_JUMP_IF_NONE", "POP_JUMP_IF_NOT_NONE"),
+    *(f"BINARY_{what}" for what in ("ADD", "AND", "FLOOR_DIVIDE", "MULTIPLY", "OR", "SUBTRACT", "TRUE_DIVIDE")),
+}
+
 # With these a call ends, or lets its caller go on until it is called again.
 _ENDINGS: Final = {"RETURN_VALUE", "RETURN_CONST", "YIELD_VALUE"}
 
 
 @functools.cache
-def left_out(code: CodeType) -> frozenset[int]:
-    """The offsets of opcodes before which nothing is tried."""
-    return uninterruptible(code) | same_as_before(code)
+def left_out(code: CodeType, raises: bool) -> frozenset[int]:
+    """The offsets of opcodes before which nothing is tried; `raises` if what is tried only raises an exception."""
+    return uninterruptible(code) | same_as_before(code, raises)
 
 
 @functools.cache
-def last_opcodes(code: CodeType) -> frozenset[int]:
+def last_opcodes(code: CodeType, raises: bool) -> frozenset[int]:
     """The offsets of those with which a call ends, or of the ones before that they are the same as."""
-    skipped = same_as_before(code)
+    skipped = same_as_before(code, raises)
     found = set()
-    first = 0  # of those that are the same
+    first: int | None = None  # of those that are the same, and that nothing but the last of them follows
     for opcode in dis.get_instructions(code):
         if opcode.offset not in skipped:
             first = opcode.offset
-        if opcode.opname in _ENDINGS:
+        if opcode.opname in _ENDINGS and first is not None:
             found.add(first)
+        if "JUMP" in opcode.opname:
+            first = None
     return frozenset(found)
 
 
-def same_as_before(code: CodeType) -> frozenset[int]:
+def same_as_before(code: CodeType, raises: bool) -> frozenset[int]:
     """The offsets of opcodes that always follow one that changes nothing but the stack of its frame, with the same
     handler of exceptions: whatever happens right before or right after that one, the outcome is the same.
     """
     opcodes = [opcode for opcode in dis.get_instructions(code) if opcode.opname != "CACHE"]
     borders: set[int] = set()
-    if sys.version_info >= (3, 11):  # before, opcodes that are not in the list above began and ended what is protected
+    if sys.version_info >= (3, 11):  # before, opcodes that are not in the lists above began and ended what is protected
         for entry in dis.Bytecode(code).exception_entries:  # type: ignore[attr-defined]  # not in typeshed
             borders |= {entry.start, entry.end, entry.target}
     return frozenset(
         opcode.offset
         for before, opcode in itertools.pairwise(opcodes)
-        if before.opname in _ON_THE_STACK_ONLY and not opcode.is_jump_target and opcode.offset not in borders
+        if (before.opname in _ON_THE_STACK_ONLY or (raises and _only_looks(before)))
+        and not opcode.is_jump_target
+        and opcode.offset not in borders
     )
+
+
+def _only_looks(opcode: dis.Instruction) -> bool:
+    if opcode.opname == "BINARY_OP":
+        return not opcode.argrepr.endswith("=")  # += may change what it adds to
+    return opcode.opname in _LOOKS
 
 
 @functools.cache

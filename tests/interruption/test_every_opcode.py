@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import random
-import sys
-from collections.abc import Callable, Collection
-from functools import partial
+from collections.abc import Collection
 
 import pytest
 
 from gaio import loop
 from tests import backends
-from tests.interruption.opcodes import Opcode, Strike, at_opcodes, interrupted_at
+from tests.interruption.opcodes import Census, Strike, at_opcodes, interruption
 from tests.interruption.scenarios import SCENARIOS, Scenario
 from tests.interruption.world import ResumedBy, World
 
@@ -31,21 +28,22 @@ def _thread_acts_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def play(
-    scenario: Scenario, backend: backends.Name, *opcodes: Opcode, resumed_by: ResumedBy = "consumer"
+    scenario: Scenario, backend: backends.Name, *strikes: Strike, resumed_by: ResumedBy = "consumer"
 ) -> Strike:
-    """Play the scenario, what it does being begun and interrupted at each of these opcodes, one after the other, until
+    """Play the scenario, what it does being begun and struck once for each of the strikes, one after the other, until
     it comes to its end.
 
-    Returns the last of the strikes.
+    Returns the last of those that were tried.
     """
-    strikes: list[Strike] = []
+    tried: list[Strike] = []
     try:
         with World(backend, scenario.swap_size) as world:
             steps = scenario.play(world)
             act = next(steps)
-            for opcode in opcodes:
-                strikes.append(interrupted_at(opcode, act))
-                if strikes[-1].place is None:
+            for strike in strikes:
+                tried.append(strike)
+                strike.interrupts(act)
+                if strike.place is None:
                     break
             if resumed_by == "watcher thread" and not world.watcher.watcher.closed:
                 world.hand_to_thread()
@@ -54,13 +52,13 @@ def play(
             if not world.watcher.watcher.closed:
                 world.prove_it_goes_on()
     except BaseException as error:
-        raise AssertionError(f"interrupted at {[(str(s.at), s.place) for s in strikes]}") from error
-    return strikes[-1]
+        raise AssertionError(f"interrupted at {[(str(s.at), s.place) for s in tried]}") from error
+    return tried[-1]
 
 
 @every_kind_of_turn()
 def test_every_opcode(scenario: Scenario, backend: backends.Name) -> None:
-    at_opcodes(partial(play, scenario, backend))
+    at_opcodes(lambda at: play(scenario, backend, interruption(at)))
 
 
 # detach() asks for the watch again every GRACE, which is endless here; and while it is nested, the watcher thread
@@ -72,7 +70,7 @@ def test_every_opcode(scenario: Scenario, backend: backends.Name) -> None:
     )
 )
 def test_every_fifth_opcode_and_the_watcher_thread_goes_on(scenario: Scenario, backend: backends.Name) -> None:
-    at_opcodes(partial(play, scenario, backend, resumed_by="watcher thread"), step=5)
+    at_opcodes(lambda at: play(scenario, backend, interruption(at), resumed_by="watcher thread"), step=5)
 
 
 @every_kind_of_turn()
@@ -80,20 +78,10 @@ def test_two_opcodes(scenario: Scenario, backend: backends.Name) -> None:
     """What goes on after an interruption, and so puts things right, is interrupted itself."""
     choose = random.Random(scenario.name)
     struck_twice = 0
-    for first in choose.sample(opcodes_of(partial(play, scenario, backend)), 5):
-        after_the_first = partial(play, scenario, backend, first)
-        there_are = opcodes_of(after_the_first)  # none, if the first was the last thing to do
-        for second in choose.sample(there_are, min(8, len(there_are))):
-            struck_twice += after_the_first(second).place is not None
+    play(scenario, backend, there_are := Census())
+    for first in choose.sample(there_are.found, 5):
+        play(scenario, backend, interruption(first), after_it := Census())
+        # None, if the first was the last thing to do.
+        for second in choose.sample(after_it.found, min(8, len(after_it.found))):
+            struck_twice += play(scenario, backend, interruption(first), interruption(second)).place is not None
     assert struck_twice >= 10
-
-
-def opcodes_of(play: Callable[[Opcode], Strike]) -> list[Opcode]:
-    """All there are, found by strikes that come too late in one call after the other."""
-    found: list[Opcode] = []
-    for call in itertools.count(1):
-        strike = play(Opcode(call, sys.maxsize))
-        if strike.calls < call:
-            return found
-        found += [Opcode(call, number) for number in range(1, strike.counted + 1)]
-    raise AssertionError("calls without end")

@@ -1,0 +1,50 @@
+"""That no opcode is forgotten: by those who go from one to the next, and where one is skipped."""
+
+from __future__ import annotations
+
+import dis
+
+import pytest
+
+from gaio import loop
+from tests import backends
+from tests.interruption.opcodes import Census, Opcode, Strike, at_opcodes, code_of_gaio, interruption
+from tests.interruption.scenarios import read_into_the_swap_arena
+from tests.interruption.world import World
+
+
+def test_all_that_are_there_are_struck(backend: backends.Name, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "GRACE", 3600)
+
+    def play(strike: Strike) -> Strike:
+        with World(backend, 4096) as world:
+            steps = read_into_the_swap_arena(world)
+            act = next(steps)
+            strike.interrupts(act)
+            for _ in steps:
+                pass
+        return strike
+
+    struck: list[Opcode] = []
+
+    def play_and_note(at: Opcode) -> Strike:
+        strike = play(interruption(at))
+        if strike.place is not None:
+            struck.append(at)
+        return strike
+
+    at_opcodes(play_and_note)
+    play(there_are := Census())
+    assert sorted(struck) == sorted(there_are.found)
+
+
+def test_no_code_rebinds_what_other_code_loads() -> None:
+    """Else another thread, or a handler, could do so between the loading and the use."""
+    rebound = [
+        (code.co_name, opcode.argval)
+        for code in code_of_gaio()
+        for opcode in dis.get_instructions(code)
+        if opcode.opname in ("STORE_GLOBAL", "DELETE_GLOBAL")
+        or (opcode.opname in ("STORE_DEREF", "DELETE_DEREF") and opcode.argval in code.co_freevars)
+    ]
+    assert not rebound
