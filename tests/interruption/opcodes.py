@@ -91,8 +91,10 @@ class Strike:
 
     def interrupts(self, function: Callable[[], object]) -> None:
         """Call the function, of which a KeyboardInterrupt that this raises is the end."""
+        handled = sys.exc_info()[1]
         with contextlib.suppress(KeyboardInterrupt), self:
             function()
+        assert sys.exc_info()[1] is handled, "the interpreter has lost count of the exceptions it handles"
 
     def _stop_listening(self) -> None:
         if sys.version_info >= (3, 12):
@@ -427,7 +429,7 @@ def _only_looks(opcode: dis.Instruction) -> bool:
 @functools.cache
 def uninterruptible(code: CodeType) -> frozenset[int]:
     """The offsets of opcodes that gaio relies on not being struck: test_uninterruptible.py proves that they are not."""
-    stretches = [*uninterruptible_stretches(code), ending_of_generator(code)]
+    stretches = [*uninterruptible_stretches(code), ending_of_generator(code), *bookkeeping_of_exceptions(code)]
     return frozenset(entry.offset for stretch in stretches for entry in stretch)
 
 
@@ -445,6 +447,21 @@ def ending_of_generator(code: CodeType) -> list[dis.Instruction]:
         if (entry.opname == "CALL_INTRINSIC_1" and "STOPITERATION" in entry.argrepr)
         or (entry.opname == "RERAISE" and before is not None and "STOPITERATION" in before.argrepr)
     ]
+
+
+def bookkeeping_of_exceptions(code: CodeType) -> Iterator[list[dis.Instruction]]:
+    """Where the interpreter notes that an exception is being handled, and where it does so no more.
+
+    It does not expect to be struck there: from 3.11 on it would take the exception for one that is being handled for
+    ever, and keep what its traceback refers to.
+    """
+    entries = _instructions(code)
+    for index, entry in enumerate(entries):
+        if entry.opname in ("PUSH_EXC_INFO", "POP_EXCEPT"):
+            start = index
+            while entry.opname == "POP_EXCEPT" and entries[start - 1].opname in ("COPY", "NOP", "SWAP"):
+                start -= 1
+            yield entries[start : index + 1]
 
 
 def _instructions(code: CodeType) -> list[dis.Instruction]:
