@@ -79,9 +79,12 @@ def test_two_opcodes(scenario: Scenario, backend: backends.Name) -> None:
     choose = random.Random(scenario.name)
     struck_twice = 0
     play(scenario, backend, there_are := Census())
-    for first in choose.sample(there_are.found, 5):
+    for tried, first in enumerate(choose.sample(there_are.found, len(there_are.found)), 1):
         play(scenario, backend, interruption(first), after_it := Census())
         # None, if the first was the last thing to do.
         for second in choose.sample(after_it.found, min(8, len(after_it.found))):
             struck_twice += play(scenario, backend, interruption(first), interruption(second)).place is not None
+        # Where deadlines pass meanwhile, which is soon in a census, there may be less to strike.
+        if tried >= 5 and struck_twice >= 10:
+            break
     assert struck_twice >= 10
