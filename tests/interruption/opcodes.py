@@ -43,8 +43,8 @@ class Strike:
     """Runs `action` in a thread before that opcode.
 
     Without `thread`, that is the one that makes this; another must have been started while `threads_can_be_struck()`.
-    An opcode is skipped, `left_out`, where a strike cannot differ from one at the opcode before it, or where gaio
-    relies on the interpreter to run no signal handler. Only while `told_of_opcodes()`.
+    An opcode is skipped, `left_out`, where a strike cannot differ from one at the opcode before it, or where gaio or
+    the interpreter itself relies on no signal handler being run. Only while `told_of_opcodes()`.
 
     The interpreter is asked to tell of the opcodes of that one call only: to be told of those of all calls before it, a
     hundred times as many, takes longer than what is tested.
@@ -428,7 +428,9 @@ def _only_looks(opcode: dis.Instruction) -> bool:
 
 @functools.cache
 def uninterruptible(code: CodeType) -> frozenset[int]:
-    """The offsets of opcodes that gaio relies on not being struck: test_uninterruptible.py proves that they are not."""
+    """The offsets of opcodes that gaio or the interpreter relies on not being struck, as test_uninterruptible.py proves
+    that they are not.
+    """
     stretches = [*uninterruptible_stretches(code), ending_of_generator(code), *bookkeeping_of_exceptions(code)]
     return frozenset(entry.offset for stretch in stretches for entry in stretch)
 

@@ -1,4 +1,5 @@
-"""The stretches in which gaio relies on the interpreter to run no signal handler: that it does not, on this one.
+"""The stretches in which gaio, or the interpreter itself, relies on no signal handler being run: that none is, on this
+interpreter.
 
 CPython runs signal handlers, and so raises KeyboardInterrupt, where an opcode checks the `eval breaker`: RESUME at the
 start of a function, jumps backward, and calls, when they have returned. No other opcode does. (Python/ceval.c,
@@ -13,12 +14,18 @@ from types import CodeType
 import pytest
 
 from gaio.loop import Loop
-from tests.interruption.opcodes import HANDING_OVER, code_of_gaio, ending_of_generator, uninterruptible_stretches
+from tests.interruption.opcodes import (
+    HANDING_OVER,
+    bookkeeping_of_exceptions,
+    code_of_gaio,
+    ending_of_generator,
+    uninterruptible_stretches,
+)
 
 # Opcodes that move values within a frame, and one that stores an attribute of an object.
 HARMLESS = {
     *("LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_LOAD_FAST", "LOAD_CONST", "LOAD_CONST_IMMORTAL"),
-    *("NOP", "SWAP", "ROT_TWO", "DUP_TOP", "POP_BLOCK", "PRECALL", "PUSH_NULL"),
+    *("NOP", "COPY", "SWAP", "ROT_TWO", "DUP_TOP", "POP_BLOCK", "PRECALL", "PUSH_NULL"),
     "STORE_ATTR",
 }
 
@@ -56,3 +63,11 @@ def test_the_ending_of_a_generator() -> None:
     endings = [names for names in found if names]
     assert all(names == ["CALL_INTRINSIC_1", "RERAISE"] for names in endings)
     assert bool(endings) == (sys.version_info >= (3, 12))
+
+
+def test_the_bookkeeping_of_exceptions() -> None:
+    stretches = [stretch for code in code_of_gaio() for stretch in bookkeeping_of_exceptions(code)]
+    assert stretches
+    for *moves, last in stretches:
+        assert {entry.opname for entry in moves} <= HARMLESS
+        assert last.opname in ("PUSH_EXC_INFO", "POP_EXCEPT")
