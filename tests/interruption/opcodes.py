@@ -112,17 +112,16 @@ class Strike:
         if Strike.held_back or not frame.f_code.co_filename.startswith(GAIO):
             return None
         self.calls += 1
-        if self.calls != self.at.call:
+        if not self._begin(frame):
             frame.f_trace_opcodes = False  # of a generator that goes on
             return None
-        self._left_out = left_out(frame.f_code, self._raises)
         frame.f_trace_opcodes = True
         frame.f_trace_lines = False
         return self._on_event
 
     def _on_event(self, frame: FrameType, event: str, _argument: object) -> TraceFunction:
-        if event == "opcode" and not Strike.held_back and frame.f_lasti not in self._left_out and self.place is None:
-            self._count(frame, frame.f_lasti)
+        if event == "opcode" and not Strike.held_back:
+            self._reach(frame, frame.f_lasti)
         return self._on_event
 
     # From 3.12 on it tells this tool, whatever thread it is.
@@ -133,24 +132,35 @@ class Strike:
             if Strike.held_back or threading.get_ident() != self._thread:
                 return
             self.calls += 1
-            if self.calls == self.at.call:
-                self._left_out = left_out(code, self._raises)
-                self._frame = sys._getframe(1)
-                self._be_told_of(code)
-                self._count(self._frame, offset)  # RESUME, which has begun
-            elif sys._getframe(1) is self._frame:
-                self._frame = None  # a generator that goes on
-
-        def _before_opcode(self, _code: CodeType, offset: int) -> None:
             frame = sys._getframe(1)
-            if frame is self._frame and not Strike.held_back and offset not in self._left_out:
-                self._count(frame, offset)
+            if self._begin(frame):
+                if code not in self._told_of:
+                    self._told_of.add(code)
+                    sys.monitoring.set_local_events(_TOOL, code, _CALLS | sys.monitoring.events.INSTRUCTION)
+                self._reach(frame, offset)  # RESUME, which has begun
 
-        def _be_told_of(self, code: CodeType) -> None:
-            self._told_of.add(code)
-            sys.monitoring.set_local_events(_TOOL, code, _CALLS | sys.monitoring.events.INSTRUCTION)
+        def _before_opcode(self, code: CodeType, offset: int) -> None:
+            if Strike.held_back or threading.get_ident() != self._thread:
+                return
+            if code.co_code[offset] != _RESUME:  # of which it tells before it tells of the call
+                self._reach(sys._getframe(1), offset)
 
-    def _count(self, frame: FrameType, offset: int) -> None:
+    # What is made of it, by strikes. A census makes something else of it.
+
+    def _begin(self, frame: FrameType) -> bool:
+        """A call begins, or a generator goes on: whether its opcodes are wanted."""
+        if self.calls == self.at.call:
+            self._frame = frame
+            self._left_out = left_out(frame.f_code, self._raises)
+            return True
+        if frame is self._frame:
+            self._frame = None
+        return False
+
+    def _reach(self, frame: FrameType, offset: int) -> None:
+        """The frame is about to run that opcode."""
+        if frame is not self._frame or offset in self._left_out:
+            return
         self.counted += 1
         if self.counted == self.at.number:
             self.place = place_of(frame)
@@ -166,50 +176,19 @@ class Census(Strike):
     def __init__(self) -> None:
         super().__init__(Opcode(0, 0), interrupt)
         self.found: list[Opcode] = []
-        # By the id of its frame: the number of a call, and its opcodes so far. The frame itself would keep what its
-        # variables refer to.
-        self._of_frame: dict[int, tuple[int, Iterator[int]]] = {}
+        # By the id of its frame: the number of a call, its opcodes so far and the offsets left out. The frame itself
+        # would keep what its variables refer to.
+        self._of_frame: dict[int, tuple[int, Iterator[int], frozenset[int]]] = {}
 
-    def _begin(self, frame: FrameType) -> None:
-        self.calls += 1
-        self._of_frame[id(frame)] = self.calls, itertools.count(1)
+    def _begin(self, frame: FrameType) -> bool:
+        self._of_frame[id(frame)] = self.calls, itertools.count(1), left_out(frame.f_code, self._raises)
+        return True
 
-    def _on_call(self, frame: FrameType, _event: str, _argument: object) -> TraceFunction | None:
-        if Strike.held_back or not frame.f_code.co_filename.startswith(GAIO):
-            return None
-        self._begin(frame)
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        return self._on_event
-
-    def _on_event(self, frame: FrameType, event: str, _argument: object) -> TraceFunction:
-        if event == "opcode" and not Strike.held_back:
-            self._count(frame, frame.f_lasti)
-        return self._on_event
-
-    if sys.version_info >= (3, 12):
-
-        def _before_call(self, code: CodeType, offset: int) -> None:
-            if Strike.held_back or threading.get_ident() != self._thread:
-                return
-            frame = sys._getframe(1)
-            self._begin(frame)
-            if code not in self._told_of:
-                self._be_told_of(code)
-            self._count(frame, offset)
-
-        def _before_opcode(self, code: CodeType, offset: int) -> None:
-            if Strike.held_back or threading.get_ident() != self._thread:
-                return
-            frame = sys._getframe(1)
-            # Of RESUME it is told before it is told of the call.
-            if id(frame) in self._of_frame and code.co_code[offset] != _RESUME:
-                self._count(frame, offset)
-
-    def _count(self, frame: FrameType, offset: int) -> None:
-        if offset not in left_out(frame.f_code, raises=True):
-            call, numbers = self._of_frame[id(frame)]
-            self.found.append(Opcode(call, next(numbers)))
+    def _reach(self, frame: FrameType, offset: int) -> None:
+        if id(frame) in self._of_frame:
+            call, numbers, skipped = self._of_frame[id(frame)]
+            if offset not in skipped:
+                self.found.append(Opcode(call, next(numbers)))
 
 
 # --- how the interpreter tells of opcodes ---------------------------------------------------------------------
@@ -321,8 +300,9 @@ def interrupted_at(at: Opcode, function: Callable[[], object]) -> Strike:
     return strike
 
 
-def at_opcodes(play: Callable[[Opcode], Strike], *, first: int = 1, step: int = 1) -> None:
-    """Play it with a strike at one opcode after the other, call by call, until there is no more.
+def at_opcodes(play: Callable[[Opcode], Strike], *, first: int = 1, step: int = 1, more_than: int = 50) -> None:
+    """Play it with a strike at one opcode after the other, call by call, until there is no more; there must be more
+    than that many.
 
     With `step`, at every so many, counted through from one call to the next. `play` returns the strike it has made.
     """
@@ -337,7 +317,7 @@ def at_opcodes(play: Callable[[Opcode], Strike], *, first: int = 1, step: int = 
             break
         else:
             at = Opcode(at.call + 1, at.number - strike.counted)
-    assert struck * step > 20
+    assert struck * step > more_than
 
 
 def place_of(frame: FrameType) -> str:

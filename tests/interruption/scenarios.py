@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import gaio
-from tests import leaks
+from tests import backends, leaks
 from tests.accounting import Request
-from tests.interruption.world import SECONDS, World
+from tests.interruption.opcodes import Strike
+from tests.interruption.world import SECONDS, ResumedBy, World
 from tests.nest import Nest
 from tests.peers import Closable, pattern, receive_exactly, receive_until_eof, reset
 from tests.waiting import TimeLimit, wait_until
@@ -41,6 +42,35 @@ def scenario(swap_size: int = 4096) -> Callable[[Play], Play]:
         return play
 
     return enter
+
+
+def play(
+    scenario: Scenario, backend: backends.Name, *strikes: Strike, resumed_by: ResumedBy = "consumer"
+) -> Strike:
+    """Play the scenario, what it does being begun and struck once for each of the strikes, one after the other, until
+    it comes to its end.
+
+    Returns the last of those that were tried.
+    """
+    tried: list[Strike] = []
+    try:
+        with World(backend, scenario.swap_size) as world:
+            steps = scenario.play(world)
+            act = next(steps)
+            for strike in strikes:
+                tried.append(strike)
+                strike.interrupts(act)
+                if strike.place is None:
+                    break
+            if resumed_by == "watcher thread" and not world.watcher.watcher.closed:
+                world.hand_to_thread()
+            for _ in steps:
+                pass
+            if not world.watcher.watcher.closed:
+                world.prove_it_goes_on()
+    except BaseException as error:
+        raise AssertionError(f"interrupted at {[(str(s.at), s.place) for s in tried]}") from error
+    return tried[-1]
 
 
 # --- reads ----------------------------------------------------------------------------------------------------

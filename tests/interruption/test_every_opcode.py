@@ -9,9 +9,8 @@ import pytest
 
 from gaio import loop
 from tests import backends
-from tests.interruption.opcodes import Census, Strike, at_opcodes, interruption
-from tests.interruption.scenarios import SCENARIOS, Scenario
-from tests.interruption.world import ResumedBy, World
+from tests.interruption.opcodes import Census, at_opcodes, interruption
+from tests.interruption.scenarios import SCENARIOS, Scenario, play
 
 pytestmark = [pytest.mark.slow, pytest.mark.scenario(2)]
 
@@ -27,38 +26,9 @@ def _thread_acts_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "GRACE", 3600)
 
 
-def play(
-    scenario: Scenario, backend: backends.Name, *strikes: Strike, resumed_by: ResumedBy = "consumer"
-) -> Strike:
-    """Play the scenario, what it does being begun and struck once for each of the strikes, one after the other, until
-    it comes to its end.
-
-    Returns the last of those that were tried.
-    """
-    tried: list[Strike] = []
-    try:
-        with World(backend, scenario.swap_size) as world:
-            steps = scenario.play(world)
-            act = next(steps)
-            for strike in strikes:
-                tried.append(strike)
-                strike.interrupts(act)
-                if strike.place is None:
-                    break
-            if resumed_by == "watcher thread" and not world.watcher.watcher.closed:
-                world.hand_to_thread()
-            for _ in steps:
-                pass
-            if not world.watcher.watcher.closed:
-                world.prove_it_goes_on()
-    except BaseException as error:
-        raise AssertionError(f"interrupted at {[(str(s.at), s.place) for s in tried]}") from error
-    return tried[-1]
-
-
 @every_kind_of_turn()
 def test_every_opcode(scenario: Scenario, backend: backends.Name) -> None:
-    at_opcodes(lambda at: play(scenario, backend, interruption(at)))
+    at_opcodes(lambda at: play(scenario, backend, interruption(at)), more_than=20)
 
 
 # detach() asks for the watch again every GRACE, which is endless here; and while it is nested, the watcher thread
@@ -70,7 +40,9 @@ def test_every_opcode(scenario: Scenario, backend: backends.Name) -> None:
     )
 )
 def test_every_fifth_opcode_and_the_watcher_thread_goes_on(scenario: Scenario, backend: backends.Name) -> None:
-    at_opcodes(lambda at: play(scenario, backend, interruption(at), resumed_by="watcher thread"), step=5)
+    at_opcodes(
+        lambda at: play(scenario, backend, interruption(at), resumed_by="watcher thread"), step=5, more_than=20
+    )
 
 
 @every_kind_of_turn()

@@ -9,32 +9,23 @@ import pytest
 from gaio import loop
 from tests import backends
 from tests.interruption.opcodes import Census, Opcode, Strike, at_opcodes, code_of_gaio, interruption
-from tests.interruption.scenarios import read_into_the_swap_arena
-from tests.interruption.world import World
+from tests.interruption.scenarios import Scenario, play, read_into_the_swap_arena
 
 
 def test_all_that_are_there_are_struck(backend: backends.Name, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "GRACE", 3600)
 
-    def play(strike: Strike) -> Strike:
-        with World(backend, 4096) as world:
-            steps = read_into_the_swap_arena(world)
-            act = next(steps)
-            strike.interrupts(act)
-            for _ in steps:
-                pass
-        return strike
-
+    reads = Scenario("reads", read_into_the_swap_arena, 4096)
     struck: list[Opcode] = []
 
     def play_and_note(at: Opcode) -> Strike:
-        strike = play(interruption(at))
+        strike = play(reads, backend, interruption(at))
         if strike.place is not None:
             struck.append(at)
         return strike
 
     at_opcodes(play_and_note)
-    play(there_are := Census())
+    play(reads, backend, there_are := Census())
     assert sorted(struck) == sorted(there_are.found)
 
 

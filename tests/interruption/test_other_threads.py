@@ -292,7 +292,7 @@ def _close_during_a_submission(backend: backends.Name, at: Opcode) -> Strike:
 
 def test_free_cut_short_and_called_again(backend: backends.Name) -> None:
     """The consumer, which sleeps in another thread, is woken once at least."""
-    at_opcodes(partial(_free_cut_short, backend))
+    at_opcodes(partial(_free_cut_short, backend), more_than=20)
 
 
 def _free_cut_short(backend: backends.Name, at: Opcode) -> Strike:

@@ -111,7 +111,7 @@ def test_a_submission_held_up_while_its_connection_goes(libc: FaultyLibc, monkey
     """One queue of it has ended, the other's cancellation is under way still: the first takes nothing more."""
     monkeypatch.setattr(loop, "GRACE", 3600)
     with told_of_opcodes():
-        at_opcodes(partial(_submission_held_up, libc))
+        at_opcodes(partial(_submission_held_up, libc), more_than=20)
 
 
 def _submission_held_up(libc: FaultyLibc, at: Opcode) -> Strike:
