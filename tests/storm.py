@@ -23,7 +23,7 @@ SWITCH_INTERVAL = 1e-6
 struck = 0  # signals that were handled
 
 
-def _handler(number: int, frame: FrameType | None) -> None:
+def handler(number: int, frame: FrameType | None) -> None:
     global struck
     struck += 1
 
@@ -31,7 +31,7 @@ def _handler(number: int, frame: FrameType | None) -> None:
 @contextlib.contextmanager
 def raging(weather: str) -> Iterator[None]:
     if weather == "signals":
-        before = signal.signal(signal.SIGALRM, _handler)
+        before = signal.signal(signal.SIGALRM, handler)
         signal.setitimer(signal.ITIMER_REAL, EVERY, EVERY)
         try:
             yield
