@@ -135,7 +135,7 @@ class TestDeadlines:
         nest.settle()
 
     def test_one_that_was_set_before_nesting(self, watcher: AccountedWatcher, pairs: Pairs) -> None:
-        read = watcher.read(pairs.tcp()[0], timeout=0.1)
+        read = watcher.read(pairs.tcp()[0], timeout=1)
         assert watcher.wait(0) == []
         nest = Nest(watcher)
         nest.finish(read)
