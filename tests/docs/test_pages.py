@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import socket
-import sys
 from pathlib import Path
 
 import pytest
@@ -70,17 +69,16 @@ def test_snippets_do_what_they_say(backend: Name, program: Program) -> None:
 def test_servers_echo(program: Program) -> None:
     if "import trio" in program.code:
         pytest.importorskip("trio")
-    # How asyncio ends at Ctrl-C is not for these tests to judge: it leaves things unclosed, and does not hear a signal
-    # that comes when the interpreter has looked for signals and epoll_wait(2) has not begun.
-    is_ours = "import gaio" in program.code
-    python = PYTHON if is_ours else (sys.executable,)
-    with listening(*python, "-c", code_of(program)) as server:
+    # asyncio does not hear a signal that comes when the interpreter has looked for signals and epoll_wait(2) has not
+    # begun.
+    by = signal.SIGINT if "import gaio" in program.code else signal.SIGKILL
+    with listening(*PYTHON, "-c", code_of(program)) as server:
         for seed in range(3):
             with server.client() as client:
                 client.sendall(pattern(1000, seed))
                 client.shutdown(socket.SHUT_WR)
                 assert receive_until_eof(client) == pattern(1000, seed)
-        _, complaints = server.stop(signal.SIGINT if is_ours else signal.SIGKILL)
+        _, complaints = server.stop(by)
     assert re.sub("^Traceback.*^KeyboardInterrupt\n", "", complaints, flags=re.DOTALL | re.MULTILINE) == ""
 
 
