@@ -82,10 +82,11 @@ def test_a_small_buffer_is_copied_or_pinned(
 def test_a_failed_request_lets_go_of_its_buffer(watcher: AccountedWatcher, pairs: Pairs, ending: str) -> None:
     conn, peer = pairs.tcp(buffers=8192)
     into, out = bytearray(10), bytearray(MIB)
-    read = watcher.read_full(conn, into, timeout=1 if ending == "deadline" else None)
+    timeout = 1 if ending == "deadline" else None
+    read = watcher.read_full(conn, into, timeout=timeout)
     requests = [read]
     if ending != "end of the stream":
-        requests.append(watcher.write(conn, out, timeout=1 if ending == "deadline" else None))
+        requests.append(watcher.write(conn, out, timeout=timeout))
     assert watcher.wait(0) == []
     assert_pinned(into)
     if ending == "free":
