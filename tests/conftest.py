@@ -65,6 +65,12 @@ def told_who_listens() -> None:
             pytest.skip("this system does not tell of a socket whether it listens")
 
 
+@pytest.fixture
+def thread_acts_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watcher thread takes over from no consumer that stays away, unless the test has it do so."""
+    monkeypatch.setattr(loop, "GRACE", 3600)
+
+
 class FailedCheck(pytest.Item):
     """A check that `python3 -m tests` ran before pytest, and that failed."""
 

@@ -31,7 +31,6 @@ from hypothesis.stateful import (
 )
 
 import gaio
-from gaio import loop
 from tests import backends
 from tests.accounting import Request
 from tests.interruption.opcodes import Opcode, interrupted_at, told_of_opcodes
@@ -314,9 +313,8 @@ class WatcherMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_whole_watcher(backend: backends.Name, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "GRACE", 3600)  # the watcher thread acts when it is told to
-
+@pytest.mark.usefixtures("thread_acts_when_told")
+def test_whole_watcher(backend: backends.Name) -> None:
     class Machine(WatcherMachine):
         def __init__(self) -> None:
             super().__init__(backend)

@@ -7,23 +7,18 @@ from collections.abc import Collection
 
 import pytest
 
-from gaio import loop
 from tests import backends
 from tests.interruption.opcodes import Census, at_opcodes, interruption
 from tests.interruption.scenarios import SCENARIOS, Scenario, play
 
-pytestmark = [pytest.mark.slow, pytest.mark.scenario(2)]
+pytestmark = [pytest.mark.slow, pytest.mark.scenario(2), pytest.mark.usefixtures("thread_acts_when_told")]
+
 
 def every_kind_of_turn(*, but: Collection[str] = ()) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         "scenario",
         [pytest.param(scenario, id=scenario.name) for scenario in SCENARIOS if scenario.name not in but],
     )
-
-
-@pytest.fixture(autouse=True)
-def _thread_acts_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "GRACE", 3600)
 
 
 @every_kind_of_turn()

@@ -7,14 +7,17 @@ import socket
 import pytest
 
 import gaio
-from gaio import loop
 from gaio.platform import _io_uring
 from tests import backends
 from tests.accounting import Request
 from tests.interruption.opcodes import Opcode, Strike, at_opcodes, interrupted_at
 from tests.interruption.world import World
 
-pytestmark = [pytest.mark.slow, pytest.mark.scenario(2, on="io_uring")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.scenario(2, on="io_uring"),
+    pytest.mark.usefixtures("thread_acts_when_told"),
+]
 
 MESSAGES = [bytes([letter]) * 64 for letter in b"ABCDEF"]
 
@@ -24,7 +27,6 @@ def _few_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     if "io_uring" not in backends.under_test():
         pytest.skip("another backend was chosen")
     monkeypatch.setattr(_io_uring, "buffer_geometry", lambda *_: (64, 1, 2))
-    monkeypatch.setattr(loop, "GRACE", 3600)
 
 
 def reads_that_want_buffers(world: World) -> tuple[list[socket.socket], list[Request]]:

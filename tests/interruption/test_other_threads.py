@@ -13,7 +13,6 @@ from functools import partial
 import pytest
 
 import gaio
-from gaio import loop
 from tests import backends, leaks
 from tests.accounting import Request
 from tests.interruption.opcodes import Opcode, Strike, at_opcodes, interrupted_at, threads_can_be_struck
@@ -21,10 +20,7 @@ from tests.interruption.world import SECONDS, World
 from tests.peers import receive_until_eof
 from tests.waiting import Background, TimeLimit, wait_until
 
-
-@pytest.fixture(autouse=True)
-def _thread_acts_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "GRACE", 3600)
+pytestmark = pytest.mark.usefixtures("thread_acts_when_told")
 
 
 def test_consumer_works_and_sleeps_again_during_a_submission(backend: backends.Name) -> None:

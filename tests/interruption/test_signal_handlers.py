@@ -13,13 +13,14 @@ from functools import partial
 import pytest
 
 import gaio
-from gaio import loop
 from tests import backends
 from tests.accounting import Request
 from tests.interruption.opcodes import Opcode, Strike, at_opcodes
 from tests.interruption.scenarios import SCENARIOS, Scenario
 from tests.interruption.world import World
 from tests.peers import receive_until_eof
+
+pytestmark = pytest.mark.usefixtures("thread_acts_when_told")
 
 INTERRUPTED = {
     "read_into_the_swap_arena",
@@ -36,11 +37,6 @@ INTERRUPTED = {
 INTERRUPTED_BY_WAIT_IO = {"read_full_in_pieces", "close_with_requests_pending", "forgotten_connections"}
 # In these, the kernel says what went wrong.
 INTERRUPTED_WITH_AN_ERROR = {"read_a_reset", "write_to_a_peer_that_has_gone", "connect_in_vain"}
-
-
-@pytest.fixture(autouse=True)
-def _thread_acts_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "GRACE", 3600)
 
 
 class Handler:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 import gaio
-from gaio import loop
 from gaio.platform import _io_uring
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.faulty_libc import FaultyLibc, enters_ring
@@ -53,12 +52,12 @@ def test_the_deadline_of_reads_that_wait_for_a_buffer(
     assert [(read.data, read.error) for read in reads] == [(bytes(64), None)] * 5
 
 
+@pytest.mark.usefixtures("thread_acts_when_told")
 @pytest.mark.parametrize("ends_by", ["deadline", "free", "close"])
 def test_a_pipe_that_somebody_else_has_read(
     make_watcher: MakeWatcher, monkeypatch: pytest.MonkeyPatch, ends_by: str
 ) -> None:
     """Between the poll and the read, which waits in the ring then: its cancellation comes behind it."""
-    monkeypatch.setattr(loop, "GRACE", 3600)
     hold = _io_uring.IoUringBackend._hold
     watcher = make_watcher()
     reading, writing = os.pipe()
@@ -106,10 +105,9 @@ def test_a_connect_that_is_tried_again_and_again(
         watcher.watcher.free(conn)
 
 
-@pytest.mark.usefixtures("backend")
-def test_a_submission_held_up_while_its_connection_goes(libc: FaultyLibc, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("backend", "thread_acts_when_told")
+def test_a_submission_held_up_while_its_connection_goes(libc: FaultyLibc) -> None:
     """One queue of it has ended, the other's cancellation is under way still: the first takes nothing more."""
-    monkeypatch.setattr(loop, "GRACE", 3600)
     with told_of_opcodes():
         at_opcodes(partial(_submission_held_up, libc), more_than=20)
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 import gaio
-from gaio import loop
 from gaio.platform import _io_uring, _writability
 from tests.accounting import MakeWatcher
 from tests.faulty_libc import FaultyLibc, enters_ring
@@ -140,11 +139,10 @@ def read_interrupted_at(at: Opcode, world: World) -> Strike:
     return strike
 
 
-@pytest.mark.usefixtures("backend")
+@pytest.mark.usefixtures("backend", "thread_acts_when_told")
 def test_the_order_of_memory_accesses_is_kept_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a lock, on processors that reorder them. Interrupted, it must not be locked for ever."""
     monkeypatch.setattr(_io_uring, "_WEAKLY_ORDERED", True)
-    monkeypatch.setattr(loop, "GRACE", 3600)
 
     def play(at: Opcode) -> Strike:
         with World("io_uring", 4096) as world:
@@ -160,10 +158,9 @@ def completions(world: World) -> tuple[int, int]:
     return ring._cq_head_word[0], ring._kcq_tail[0]
 
 
-@pytest.mark.usefixtures("backend")
-def test_an_interrupted_wait_leaves_no_completion_that_counts_as_new(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("backend", "thread_acts_when_told")
+def test_an_interrupted_wait_leaves_no_completion_that_counts_as_new() -> None:
     """The kernel would have every wait return at once, for ever."""
-    monkeypatch.setattr(loop, "GRACE", 3600)
 
     def play(at: Opcode) -> Strike:
         with World("io_uring", 4096) as world:
@@ -176,10 +173,8 @@ def test_an_interrupted_wait_leaves_no_completion_that_counts_as_new(monkeypatch
         at_opcodes(play)
 
 
-@pytest.mark.usefixtures("backend")
-def test_a_wakeup_is_told_of_once_however_many_waits_were_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "GRACE", 3600)
-
+@pytest.mark.usefixtures("backend", "thread_acts_when_told")
+def test_a_wakeup_is_told_of_once_however_many_waits_were_interrupted() -> None:
     def completions_of_a_wakeup(world: World) -> int:
         world.watcher.wait(0)
         _, before = completions(world)

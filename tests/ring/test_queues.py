@@ -47,13 +47,11 @@ def test_completions_beyond_the_queue_are_kept_by_the_kernel(
         assert data == b"%07d" % number
 
 
-def test_an_overflow_did_happen_and_was_drained(
-    make_ring: MakeRing, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+# The watcher thread must neither reap nor, should this one be held up, submit: the completions would then be worked
+# out in that thread, while this one reaps.
+@pytest.mark.usefixtures("thread_acts_when_told")
+def test_an_overflow_did_happen_and_was_drained(make_ring: MakeRing, pairs: Pairs) -> None:
     """The kernel's own flag: every completion comes in one batch."""
-    # The watcher thread must neither reap nor, should this one be held up, submit: the completions would then be worked
-    # out in that thread, while this one reaps.
-    monkeypatch.setattr("gaio.loop.GRACE", 3600)
     watcher = make_ring(entries=4, cq_entries=8)
     ring = ring_of(watcher.watcher)
     ends = [pairs.unix() for _ in range(100)]
