@@ -36,10 +36,11 @@ class Scenario(NamedTuple):
 SCENARIOS: list[Scenario] = []
 
 
-def scenario(swap_size: int = 4096) -> Callable[[Play], Play]:
-    def enter(play: Play) -> Play:
-        SCENARIOS.append(Scenario(play.__name__, play, swap_size))
-        return play
+def scenario(swap_size: int = 4096) -> Callable[[Play], Scenario]:
+    def enter(play: Play) -> Scenario:
+        entered = Scenario(play.__name__, play, swap_size)
+        SCENARIOS.append(entered)
+        return entered
 
     return enter
 

@@ -6,26 +6,23 @@ import dis
 
 import pytest
 
-from gaio import loop
 from tests import backends
 from tests.interruption.opcodes import Census, Opcode, Strike, at_opcodes, code_of_gaio, interruption
-from tests.interruption.scenarios import Scenario, play, read_into_the_swap_arena
+from tests.interruption.scenarios import play, read_into_the_swap_arena
 
 
-def test_all_that_are_there_are_struck(backend: backends.Name, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "GRACE", 3600)
-
-    reads = Scenario("reads", read_into_the_swap_arena, 4096)
+@pytest.mark.usefixtures("thread_acts_when_told")
+def test_all_that_are_there_are_struck(backend: backends.Name) -> None:
     struck: list[Opcode] = []
 
     def play_and_note(at: Opcode) -> Strike:
-        strike = play(reads, backend, interruption(at))
+        strike = play(read_into_the_swap_arena, backend, interruption(at))
         if strike.place is not None:
             struck.append(at)
         return strike
 
     at_opcodes(play_and_note)
-    play(reads, backend, there_are := Census())
+    play(read_into_the_swap_arena, backend, there_are := Census())
     assert sorted(struck) == sorted(there_are.found)
 
 
