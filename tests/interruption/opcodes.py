@@ -65,7 +65,6 @@ class Strike:
         self._thread = threading.get_ident() if thread is None else thread
         self._frame: FrameType | None = None  # of the call in question, until the strike
         self._told_of: set[CodeType] = set()  # the code whose opcodes the interpreter tells of, from 3.12 on
-        self._left_out: frozenset[int] = frozenset()  # offsets
 
     def __enter__(self) -> Self:
         assert Strike.told, "without told_of_opcodes() nothing would ever be struck"
@@ -151,7 +150,6 @@ class Strike:
         """A call begins, or a generator goes on: whether its opcodes are wanted."""
         if self.calls == self.at.call:
             self._frame = frame
-            self._left_out = left_out(frame.f_code, self._raises)
             return True
         if frame is self._frame:
             self._frame = None
@@ -159,7 +157,7 @@ class Strike:
 
     def _reach(self, frame: FrameType, offset: int) -> None:
         """The frame is about to run that opcode."""
-        if frame is not self._frame or offset in self._left_out:
+        if frame is not self._frame or offset in left_out(frame.f_code, self._raises):
             return
         self.counted += 1
         if self.counted == self.at.number:
@@ -176,19 +174,18 @@ class Census(Strike):
     def __init__(self) -> None:
         super().__init__(Opcode(0, 0), interrupt)
         self.found: list[Opcode] = []
-        # By the id of its frame: the number of a call, its opcodes so far and the offsets left out. The frame itself
-        # would keep what its variables refer to.
-        self._of_frame: dict[int, tuple[int, Iterator[int], frozenset[int]]] = {}
+        # By the id of its frame: the number of a call, and its opcodes so far. The frame itself would keep what its
+        # variables refer to.
+        self._of_frame: dict[int, tuple[int, Iterator[int]]] = {}
 
     def _begin(self, frame: FrameType) -> bool:
-        self._of_frame[id(frame)] = self.calls, itertools.count(1), left_out(frame.f_code, self._raises)
+        self._of_frame[id(frame)] = self.calls, itertools.count(1)
         return True
 
     def _reach(self, frame: FrameType, offset: int) -> None:
-        if id(frame) in self._of_frame:
-            call, numbers, skipped = self._of_frame[id(frame)]
-            if offset not in skipped:
-                self.found.append(Opcode(call, next(numbers)))
+        if id(frame) in self._of_frame and offset not in left_out(frame.f_code, self._raises):
+            call, numbers = self._of_frame[id(frame)]
+            self.found.append(Opcode(call, next(numbers)))
 
 
 # --- how the interpreter tells of opcodes ---------------------------------------------------------------------
