@@ -21,11 +21,12 @@ _FEW = 64  # shells that are not worth building the heap anew
 class Deadline:
     """When a request expires, in seconds of `time.monotonic()`."""
 
-    __slots__ = ("when", "request")
+    __slots__ = ("when", "request", "before")
 
     def __init__(self, when: float, request: OpResult) -> None:
         self.when = when
         self.request: OpResult | None = request
+        self.before: OpResult | None = None  # what stands before that one in its queue; None of the first there
 
     def __lt__(self, other: Deadline) -> bool:
         return self.when < other.when
@@ -52,7 +53,7 @@ class Deadlines:
         """Forget the deadline: its request has finished."""
         if deadline.request is None:
             return
-        deadline.request = None
+        deadline.request = deadline.before = None
         self._shells += 1
         if self._shells > _FEW and self._shells * 2 > len(self.entries):
             self.replace(self.entries)

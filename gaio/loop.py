@@ -641,6 +641,7 @@ class Loop:
                 tail._next = request
                 queue.tail = request
             if request._deadline is not None:
+                request._deadline.before = tail
                 self.deadlines.add(request._deadline)
         del self.inbox[: len(items)]
 
@@ -669,7 +670,12 @@ class Loop:
             elif queue.descriptor.overtaken is None:
                 ready.append(following)
             else:
-                completed.append(overtaken(following))  # which this loop comes to, by and by
+                if following._deadline is not None:
+                    following._deadline.before = None
+                if queue.descriptor.overtaken is None:
+                    ready.append(following)
+                else:
+                    completed.append(overtaken(following))  # which this loop comes to, by and by
             request._queue = request._next = request._memory = None
             if request._deadline is not None:
                 self.deadlines.call_off(request._deadline)
@@ -742,15 +748,14 @@ class Loop:
         """Cut off what is past its deadline, and shorten `timeout` to the next one."""
         now = monotonic()
         deadlines = self.deadlines
-        places: dict[RequestQueue, OpResult] = {}
         while True:
             request = deadlines.expired(now)
             if request is None:
                 break
             if request in self.resting:
-                self.cut_off(request, request.error, places)
+                self.cut_off(request, request.error)
             else:
-                self.cut_off(request, DeadlineError("timed out; `size` tells how many bytes had moved"), places)
+                self.cut_off(request, DeadlineError("timed out; `size` tells how many bytes had moved"))
             if request._deadline is not None:
                 deadlines.call_off(request._deadline)
         when = deadlines.earliest()
@@ -759,14 +764,8 @@ class Loop:
         remaining = max(0.0, when - now)
         return remaining if timeout is None else min(timeout, remaining)
 
-    def cut_off(
-        self, request: OpResult, error: Exception | None, places: dict[RequestQueue, OpResult] | None = None
-    ) -> None:
-        """Have the request end with this error, unless it finishes first.
-
-        `places` are where the last of each queue was found, while many are cut off: in long queues they mostly follow
-        one another.
-        """
+    def cut_off(self, request: OpResult, error: Exception | None) -> None:
+        """Have the request end with this error, unless it finishes first. What is no head must have a deadline."""
         queue = request._queue
         if queue is None:
             return  # it has finished
@@ -781,16 +780,9 @@ class Loop:
                 self.backend.cancel(request)
             return
         # Behind the head nothing has been started: it can go at once.
-        if places is None:
-            places = {}
-        before: Any = places.get(queue, queue.head)
-        while before is not None and before._next is not request:
-            before = before._next
-        if before is None:
-            before = queue.head
-            while before._next is not request:
-                before = before._next
-        places[queue] = before
+        deadline = request._deadline
+        assert deadline is not None
+        before: Any = deadline.before
         request.error = error
         if request.operation is CONNECT:
             self.connecting.discard(queue.descriptor.token)
@@ -800,6 +792,8 @@ class Loop:
         before._next = request._next
         if queue.tail is request:
             queue.tail = before
+        elif following._deadline is not None:
+            following._deadline.before = before
         request._queue = request._next = request._memory = None
 
     def turn_down(self, queue: RequestQueue) -> None:
@@ -1125,7 +1119,11 @@ def _chain(request: OpResult | None) -> Iterable[OpResult]:
 
 
 def relink(queue: RequestQueue, requests: list[OpResult]) -> None:
+    before = None
     for request, following in zip(requests, [*requests[1:], None], strict=False):  # of none, nothing follows
         request._next = following
+        if request._deadline is not None:
+            request._deadline.before = before
+        before = request
     queue.head = requests[0] if requests else None
     queue.tail = requests[-1] if requests else NO_MORE if queue.descriptor.overtaken else None

@@ -9,12 +9,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from types import FrameType
 
 import pytest
 
 import gaio
 from gaio import loop
 from tests.accounting import AccountedWatcher
+from tests.backends import Name
 from tests.descriptor_limit import need_descriptors
 from tests.nest import Nest
 from tests.peers import Closable, Pairs, pattern, receive_exactly, receive_until_eof
@@ -243,3 +245,37 @@ def test_data_and_deadlines_race_without_loss(watcher: AccountedWatcher, pairs: 
     sending.result()
     assert received == payload
     assert expired, "no deadline struck, so nothing raced"
+
+
+@pytest.mark.usefixtures("thread_acts_when_told")
+def test_deadlines_in_any_order_on_one_connection_take_steps_in_proportion(backend: Name, pairs: Pairs) -> None:
+    """Four times as many requests take about four times as many steps, wherever in the queue each stands."""
+
+    def steps(count: int) -> int:
+        conn, _ = pairs.tcp()
+        with gaio.Watcher(backend=backend) as watcher:
+            watcher.read(conn)
+            timeouts = [number * 1e-9 for number in range(count)]
+            random.Random(count).shuffle(timeouts)
+            for timeout in timeouts:
+                watcher.read(conn, timeout=timeout)
+            lines = 0
+
+            def trace(frame: FrameType, event: str, argument: object) -> Callable[..., object]:
+                nonlocal lines
+                lines += event == "line"
+                return trace
+
+            before = sys.gettrace()
+            sys.settrace(trace)
+            try:
+                results = watcher.wait_io(0)
+            finally:
+                sys.settrace(before)
+        assert len(results) == count
+        assert all(isinstance(result.error, gaio.DeadlineError) for result in results)
+        return lines
+
+    few, many = steps(500), steps(2000)
+    assert few > 500, "the steps were counted"
+    assert many < 6 * few, f"{few} steps for 500 requests, {many} for 2000"
