@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import threading
 from ctypes import get_errno, set_errno
@@ -102,6 +103,10 @@ _LOST_IN_THE_BACKLOG = (
 )
 # accept(2): the process or the system has no descriptor or memory left. The connection stays in the backlog.
 _OUT_OF_DESCRIPTORS = (-errno.EMFILE, -errno.ENFILE, -errno.ENOBUFS, -errno.ENOMEM)
+
+
+# signal(7): what a fault of this very thread raises. Blocked, it would kill the process without a word of faulthandler.
+_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
 
 
 class Release:
@@ -500,6 +505,9 @@ class Loop:
     # --- the watcher thread ---------------------------------------------------------------------------------
 
     def run(self) -> None:
+        # What the program blocks, to fetch it by sigwait(3) or signalfd(2), must not find this thread open. Until here
+        # it has the mask of the thread that makes the watcher, which waits in begin() for what follows.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
         thread = threading.get_ident()
         self.inside.add(thread)
         try:
