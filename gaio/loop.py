@@ -154,6 +154,7 @@ class Loop:
         self.wanted = 0
         self.closing = False
         self.closed = False
+        self.process = os.getpid()
         self.abandoned = False  # this is a child process, and the loop its parent's
         self.nested = False  # another event loop waits for the backend's descriptor, see Watcher.fileno()
         self.listens = False  # that has been arranged to the end, and not cut short
@@ -224,8 +225,18 @@ class Loop:
     def table_of(self, connection: Connection) -> dict[int, Connection]:
         return self.listeners if connection.kind == LISTENER else self.connections
 
+    def look_around(self) -> None:
+        """Before anything of the kernel is touched: whether this is a child process by now.
+
+        Handlers of os.register_at_fork() run in the order of their registration, and so that of the application may run
+        before gaio's. Some programs fork by C code, which runs none at all.
+        """
+        if os.getpid() != self.process:
+            self.abandon()
+
     def rouse(self) -> None:
         """After an append to the inbox that found `sleeping` set."""
+        self.look_around()
         sleeping = self.sleeping
         if self.closed:  # looked at later: the list that a closed loop has must never be emptied
             return  # the caller sees to what it appended: withdraw()
@@ -243,6 +254,9 @@ class Loop:
 
     def ask_to_close(self) -> None:
         """Have whoever has the watch, or gets it next, shut the loop."""
+        self.look_around()
+        if self.abandoned:
+            return
         self.closing = True
         self.inbox.append(Release(None))
         self.backend.wake()
@@ -946,7 +960,12 @@ class Loop:
         return False
 
     def abandon(self) -> None:
-        """In the child after fork(2): this loop was the parent's. Close the child's copies, touch nothing shared."""
+        """In the child after fork(2): this loop was the parent's. Close the child's copies, touch nothing shared.
+
+        Once: the numbers of its descriptors may be those of others by the second time.
+        """
+        if self.abandoned:
+            return
         self.abandoned = self.closing = self.closed = True
         self.sleeping = [True]
         # What this thread holds, in a call that the handler of a signal has interrupted to fork, it will let go of.

@@ -299,6 +299,7 @@ class Watcher:
         else to do with it.
         """
         loop = self._loop
+        loop.look_around()
         item = loop.parted_with(conn)
         if item is None or not item.done:
             connection = self._known(conn) if item is None else item.connection
@@ -340,6 +341,7 @@ class Watcher:
         It does not wait for that, and is safe in a signal handler. Raises `UnsupportedConnError` for what is no
         connection at all.
         """
+        self._loop.look_around()
         connection = self._known(conn)
         if connection is None:
             item = self._loop.parted_with(conn)
@@ -417,6 +419,7 @@ class Watcher:
     def _one_at_a_time(self, step: Callable[[_Argument], _Outcome], argument: _Argument) -> _Outcome:
         """Do a step of delegation: no other thread does one meanwhile, nor does anyone close the watcher."""
         loop = self._loop
+        loop.look_around()
         thread = threading.get_ident()
         outermost = thread not in loop.inside
         try:
@@ -534,6 +537,7 @@ class Watcher:
         refuses to wait (epoll_wait(2), kevent(2), io_uring_enter(2)).
         """
         loop = self._loop
+        loop.look_around()
         if timeout is not None:
             timeout = _seconds(timeout)
         if loop.is_inside():
@@ -578,6 +582,7 @@ class Watcher:
         of this thread, it takes effect when that goes on.
         """
         loop = self._loop
+        loop.look_around()
         if not loop.closed:
             loop.ask_to_close()
         if loop.is_inside():
@@ -610,6 +615,7 @@ class Watcher:
         thread.
         """
         loop = self._loop
+        loop.look_around()
         backend = loop.backend  # first: when it is that of a closed loop, `closing` says so
         if loop.closing:
             raise WatcherClosedError(_CLOSED)
@@ -619,7 +625,9 @@ class Watcher:
     @property
     def closed(self) -> bool:
         """Whether `close()` was called, or the process was forked since the watcher was made."""
-        return self._loop.closing
+        loop = self._loop
+        loop.look_around()
+        return loop.closing
 
     @property
     def backend(self) -> str:
@@ -659,7 +667,7 @@ class Watcher:
         """
         if not _is_int(cpu):
             raise InvalidCPUError(f"cpu must be the number of a CPU, not {cpu!r}")
-        if self._loop.closing:
+        if self.closed:
             raise WatcherClosedError(_CLOSED)
         native_id = self._loop.thread.native_id
         assert native_id is not None  # the thread has been started

@@ -221,3 +221,108 @@ print(os.waitstatus_to_exitcode(status))
 def test_the_child_is_told_that_the_watcher_is_closed_whatever_its_thread_did(backend: Name) -> None:
     """It waited in the kernel, in the middle of a turn."""
     assert child.output_of(WHILE_THE_THREAD_WAITS.format(backend=backend), *MAY_FORK) == "7"
+
+
+# What an application may ask of the watcher in the child, in a handler that runs before gaio's.
+ASKED_FIRST = {
+    "close": "watcher.close()",
+    "closed": "check(watcher.closed, 'it is closed')",
+    "wait_io": "refused(watcher.wait_io)",
+    "fileno": "refused(watcher.fileno)",
+    "detach": "refused(watcher.detach, conn)",
+    "set_affinity": "refused(watcher.set_affinity, 0)",
+    "read of a new socket": "refused(watcher.read, fresh)",
+    "connect": "new = socket.socket(); refused(watcher.connect, new, ('127.0.0.1', 1)); new.close()",
+    "free": "watcher.free(conn)",
+    "drop": "globals().__delitem__('conn')",
+    "drop the watcher": "globals().__delitem__('watcher')",
+}
+
+IN_A_HANDLER = """
+import gc, os, socket, sys, threading
+
+def check(condition, what):
+    if not condition:
+        print("not so:", what, file=sys.stderr, flush=True)
+        os._exit(1)
+
+def refused(call, *arguments):
+    try:
+        call(*arguments)
+    except gaio.WatcherClosedError:
+        return
+    check(False, f"{{call.__name__}} is refused")
+
+def ask():
+    {ask}
+    gc.collect()
+    print("asked", flush=True)
+
+os.register_at_fork(after_in_child=ask)
+import gaio
+watcher = gaio.Watcher(backend={backend!r})
+conn, peer = socket.socketpair()
+fresh, fresh_peer = socket.socketpair()
+watcher.read(conn)
+check(watcher.wait_io(0) == [], "the read waits in the kernel")
+results = []
+
+def wait():
+    results.extend(watcher.wait_io(60))
+
+if {waiting}:
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not watcher._loop.sleeping:
+        pass
+pid = os.fork()
+if pid == 0:
+    os._exit(0)
+_, status = os.waitpid(pid, 0)
+check(status == 0, f"the child ended well, not with {{status}}")
+peer.sendall(b"hello")
+if {waiting}:
+    thread.join()
+else:
+    wait()
+check([bytes(result.buffer) for result in results] == [b"hello"], "the parent's read goes on")
+watcher.free(conn)
+watcher.close()
+check(peer.recv(1) == b"", "no copy of the connection stays open")
+for end in (fresh, fresh_peer, peer):
+    end.close()
+print("good")
+"""
+
+
+@pytest.mark.parametrize("waiting", [False, True], ids=["nobody waits", "another thread waits"])
+@pytest.mark.parametrize("ask", ASKED_FIRST.values(), ids=ASKED_FIRST)
+@pytest.mark.scenario(12)
+def test_a_handler_of_the_application_that_runs_first(backend: Name, ask: str, waiting: bool) -> None:
+    code = IN_A_HANDLER.format(backend=backend, ask=ask, waiting=waiting)
+    assert child.output_of(code, *MAY_FORK).split() == ["asked", "good"]
+
+
+FORKED_BY_C = """
+import ctypes, os, socket, sys
+import gaio
+watcher = gaio.Watcher(backend={backend!r})
+conn, peer = socket.socketpair()
+watcher.read(conn)
+assert watcher.wait_io(0) == []
+pid = ctypes.PyDLL(None).fork()
+if pid == 0:
+    os._exit(0 if watcher.closed else 1)
+assert os.waitpid(pid, 0)[1] == 0
+peer.sendall(b"hello")
+(result,) = watcher.wait_io(60)
+assert bytes(result.buffer) == b"hello"
+watcher.close()
+peer.close()
+print("good")
+"""
+
+
+def test_a_fork_that_python_does_not_know_of(backend: Name) -> None:
+    """As of servers that embed Python: no handler of os.register_at_fork() runs."""
+    assert child.output_of(FORKED_BY_C.format(backend=backend)) == "good"
