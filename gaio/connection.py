@@ -19,8 +19,8 @@ import stat
 import sys
 import weakref
 
-from gaio.errors import GaioError, UnsupportedConnError
-from gaio.platform import DATAGRAM, FILE, LISTENER, SEQPACKET, SOCKET, STREAM, _sockets
+from gaio.errors import ConnClosedError, GaioError, UnsupportedConnError
+from gaio.platform import DATAGRAM, FILE, LISTENER, SEQPACKET, SOCKET, STREAM, _sockaddr, _sockets
 from gaio.result import ACCEPT, CONNECT, SHUTDOWN, Operation, OpResult
 
 TYPE_CHECKING = False  # see gaio/types.py
@@ -103,7 +103,9 @@ def reference_of(finalizer: weakref.finalize[Any, Any], conn: Any) -> weakref.re
 
 
 def descriptor_of(conn: Any) -> int:
-    """The number of the descriptor behind a caller's object; `UnsupportedConnError` when there is none."""
+    """The number of the descriptor behind a caller's object; `UnsupportedConnError` when there is none, and
+    `ConnClosedError` when it is closed.
+    """
     fileno = getattr(conn, "fileno", None)
     if not callable(fileno) or not callable(getattr(conn, "close", None)):
         raise UnsupportedConnError(
@@ -128,6 +130,10 @@ def descriptor_of(conn: Any) -> int:
             f"conn is closed: {conn!r} was freed or closed before, or belongs to another watcher by now"
         )
     return fd
+
+
+def _closed(conn: Any) -> ConnClosedError:
+    return ConnClosedError(f"conn is closed: {conn!r} was freed or closed before, or belongs to another watcher by now")
 
 
 def flush_now(conn: Any, fd: int) -> None:

@@ -863,7 +863,7 @@ class Loop:
             if connection.overtaken is WatcherClosedError:
                 item.error = overtaken_error(connection)
             elif connection.overtaken is not None:
-                item.error = UnsupportedConnError("conn has been freed or detached meanwhile")
+                item.error = ConnClosedError("conn has been freed or detached meanwhile")
             elif any(queue.head is not None for queue in connection.queues()):
                 item.error = RuntimeError("requests are pending: detach() when their results have come, or free()")
             if item.error is not None:

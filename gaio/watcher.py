@@ -32,6 +32,7 @@ from gaio.connection import (
 from gaio.deadlines import Deadline
 from gaio.errors import (
     BackendUnavailableError,
+    ConnClosedError,
     InvalidCPUError,
     UnsupportedConnError,
     WatcherClosedError,
@@ -124,9 +125,9 @@ class Watcher:
         unchanged. Any thread may call this; it does not block.
 
         Raises `UnsupportedConnError`, `WatcherClosedError`, `EmptyBufferError`, `TypeError`, `BufferError` or (a
-        timeout below 0 or without end) `ValueError` for wrong arguments, and `OSError` when delegation fails (EMFILE).
-        Nothing is submitted then. Everything else, the end of the stream (`EOFError`) included, arrives as
-        `OpResult.error`.
+        timeout below 0 or without end) `ValueError` for wrong arguments, `ConnClosedError` when conn was freed or
+        closed before, and `OSError` when delegation fails (EMFILE). Nothing is submitted then. Everything else, the end
+        of the stream (`EOFError`) included, arrives as `OpResult.error`.
         """
         connection = self._connections.get(id(conn))
         if connection is None or connection.conn() is not conn:
@@ -293,10 +294,11 @@ class Watcher:
         It has the timeout that every new socket has, as that of `accept()`. Any thread; where another one is in
         `wait_io()`, it waits for that one's turn to end. Raises `RuntimeError` while requests of it are pending (wait
         for them, or `free()` it) and from within another call of this thread, as a signal handler may be;
-        `UnsupportedConnError` when it is no socket, was never delegated here or has been freed; `WatcherClosedError`
-        when the watcher is closed meanwhile. After an exception such as KeyboardInterrupt the connection may be on its
-        way back already: then `detach()` returns it when it is called again, `free()` closes it, and there is nothing
-        else to do with it.
+        `UnsupportedConnError` when it is no socket or was never delegated here; `ConnClosedError` when it has been
+        freed or detached; `WatcherClosedError` when the watcher is closed meanwhile.
+
+        After an exception such as KeyboardInterrupt the connection may be on its way back already: then `detach()`
+        returns it when it is called again, `free()` closes it, and there is nothing else to do with it.
         """
         loop = self._loop
         loop.look_around()
@@ -306,7 +308,8 @@ class Watcher:
             if connection is None:
                 if loop.closed:
                     raise WatcherClosedError("the watcher is closed, and its connections with it")
-                raise UnsupportedConnError(f"conn was never submitted to this watcher, or has been freed: {conn!r}")
+                descriptor_of(conn)  # raises what there is to say of one that is closed
+                raise UnsupportedConnError(f"conn was never submitted to this watcher: {conn!r}")
             if connection.kind == FILE:
                 raise UnsupportedConnError("conn is no socket: only sockets can be handed back")
             loop.hand_back(connection)
@@ -332,7 +335,7 @@ class Watcher:
                 raise
             if loop.closing:
                 raise WatcherClosedError("the watcher was closed meanwhile") from None
-            raise UnsupportedConnError(f"conn was detached by another thread, or freed meanwhile: {conn!r}") from None
+            raise ConnClosedError(f"conn was detached by another thread, or freed meanwhile: {conn!r}") from None
 
     def free(self, conn: HasFileno) -> None:
         """Give the connection up: requests still pending complete with `ConnClosedError`, then it is closed.
@@ -447,6 +450,8 @@ class Watcher:
             except Exception:
                 connection = self._known(conn)
                 if connection is None:
+                    if getattr(error, "errno", None) == errno.EBADF:
+                        descriptor_of(conn)  # raises ConnClosedError when another thread has closed it meanwhile
                     raise
                 # A signal handler has submitted for it in the middle of this, and so taken it over: all is well.
         check_kind(connection.kind, operation)
@@ -468,7 +473,7 @@ class Watcher:
             # By C code into a list, so that an interruption cannot lose it. os.dup() sets close-on-exec.
             duplicates.extend(map(os.dup, (fd,)))
             if descriptor_of(conn) != fd:  # the duplicate may be of a stranger by now
-                raise UnsupportedConnError(f"conn was closed and opened again while it was submitted: {conn!r}")
+                raise ConnClosedError(f"conn was closed and opened again while it was submitted: {conn!r}")
             connection = _connection_for(conn, duplicates[0], kind, token)
             # Known before the kernel knows it: an edge may be reported before registration has returned.
             loop.descriptors[token] = connection

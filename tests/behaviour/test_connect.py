@@ -478,7 +478,7 @@ class TestWrongUse:
         watcher.finish(watcher.connect(conn, listener.getsockname()))
         peer = accept(listener, pairs)
         watcher.free(conn)
-        with pytest.raises(gaio.UnsupportedConnError, match=r"freed|closed"):
+        with pytest.raises(gaio.ConnClosedError, match=r"freed|closed"):
             watcher.connect(conn, listener.getsockname())
         assert peer.recv(1) == b""
 

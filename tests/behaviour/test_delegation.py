@@ -109,7 +109,7 @@ def test_a_second_watcher_is_refused(make_watcher: MakeWatcher, pairs: Pairs) ->
     conn, peer = pairs.tcp()
     first, second = make_watcher(), make_watcher()
     read = first.read(conn)
-    with pytest.raises(gaio.UnsupportedConnError, match=r"closed|watcher"):
+    with pytest.raises(gaio.ConnClosedError, match=r"closed|watcher"):
         second.write(conn, b"x")
     peer.sendall(b"x")
     first.finish(read)

@@ -164,7 +164,7 @@ class TestWrongUse:
         conn, _ = pairs.tcp()
         watcher.finish(watcher.write(conn, b"x"))
         watcher.free(conn)
-        with pytest.raises(gaio.UnsupportedConnError, match=r"freed|closed"):
+        with pytest.raises(gaio.ConnClosedError, match=r"freed|closed"):
             watcher.shutdown(conn)
         assert watcher.wait(0) == []
 

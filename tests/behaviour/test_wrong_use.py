@@ -153,7 +153,7 @@ class TestConn:
     ) -> None:
         conn, _ = pairs.tcp()
         conn.close()
-        with pytest.raises(gaio.UnsupportedConnError) as caught:
+        with pytest.raises(gaio.ConnClosedError) as caught:
             submit(unharmed, conn)
         assert_helpful(caught.value, "closed")
 
@@ -162,7 +162,7 @@ class TestConn:
     ) -> None:
         conn, _ = pairs.pipe_to_read()
         conn.close()
-        with pytest.raises(gaio.UnsupportedConnError) as caught:
+        with pytest.raises(gaio.ConnClosedError) as caught:
             submit(unharmed, conn)
         assert_helpful(caught.value, "closed")
 

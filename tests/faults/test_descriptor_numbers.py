@@ -233,7 +233,7 @@ def test_the_number_becomes_a_stranger_s_while_it_is_handed_over(make_watcher: M
     sock.close()
     os.dup2(stranger.fileno(), number)
     conn.go_on.set()
-    with pytest.raises(gaio.UnsupportedConnError):
+    with pytest.raises(gaio.ConnClosedError):
         submitting.result()
     os.close(number)
     stranger.send(b"only this")

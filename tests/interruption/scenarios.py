@@ -513,7 +513,7 @@ def delegate_in_a_read(world: World) -> Iterator[Act]:
     peer.send(b"hello")
 
     def act() -> None:
-        with contextlib.suppress(gaio.UnsupportedConnError):  # an interruption has closed it
+        with contextlib.suppress(gaio.ConnClosedError):  # an interruption has closed it
             requests.append(world.watcher.read(conn))
 
     yield act
@@ -527,7 +527,7 @@ def delegate_in_a_write(world: World) -> Iterator[Act]:
     peer.send(b"hello")
 
     def act() -> None:
-        with contextlib.suppress(gaio.UnsupportedConnError):  # an interruption has closed it
+        with contextlib.suppress(gaio.ConnClosedError):  # an interruption has closed it
             requests.append(world.watcher.write(conn, b"welcome"))
 
     yield act
@@ -539,7 +539,7 @@ def _use(world: World, conn: socket.socket, peer: socket.socket, requests: list[
     try:
         read = world.watcher.read(conn)
         written = world.watcher.write(conn, b"bye")
-    except gaio.UnsupportedConnError:
+    except gaio.ConnClosedError:
         assert conn.fileno() == -1
         world.watcher.wait(0)
         with contextlib.suppress(ConnectionResetError):
@@ -636,7 +636,7 @@ def submit_a_connect(world: World) -> Iterator[Act]:
         connects: list[Request] = []
 
         def act() -> None:
-            with contextlib.suppress(gaio.UnsupportedConnError):  # an interruption has closed it
+            with contextlib.suppress(gaio.ConnClosedError):  # an interruption has closed it
                 connects.append(world.watcher.connect(conn, listener.getsockname()))
 
         yield act
@@ -687,7 +687,7 @@ def detach_or_free(world: World) -> Iterator[Act]:
     detached: list[socket.socket] = []
     yield lambda: detached.append(world.watcher.watcher.detach(conn))
     world.watcher.free(conn)
-    with contextlib.suppress(gaio.UnsupportedConnError):
+    with contextlib.suppress(gaio.ConnClosedError):
         raise AssertionError(f"it was freed, and handed back as {world.watcher.watcher.detach(conn)}")
     world.watcher.wait(0)
     for sock in detached:
@@ -778,7 +778,7 @@ def submit_to_the_thread(world: World) -> Iterator[Act]:
     world.hand_to_thread()
 
     def act() -> None:
-        with contextlib.suppress(gaio.UnsupportedConnError):  # freed by the one before
+        with contextlib.suppress(gaio.ConnClosedError):  # freed by the one before
             requests.append(world.watcher.write(conn, b"one"))
             requests.append(world.watcher.write(conn, b"two"))
         world.watcher.free(conn)

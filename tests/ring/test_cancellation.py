@@ -127,7 +127,7 @@ def _submission_held_up(libc: FaultyLibc, at: Opcode) -> Strike:
 
         strike = Strike(at, give_it_up)
         late = None
-        with contextlib.suppress(gaio.UnsupportedConnError), strike:
+        with contextlib.suppress(gaio.ConnClosedError), strike:
             late = world.watcher.write(conn, bytes(1 << 20))
         world.watcher.free(conn)
         world.watcher.finish(*[request for request in (read, blocked, late) if request is not None])
