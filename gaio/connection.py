@@ -53,12 +53,13 @@ class RequestQueue:
 class Connection:
     """A delegated descriptor. All of it but `conn` and `key` belongs to whoever has the watch."""
 
-    __slots__ = ("fd", "token", "kind", "key", "conn", "finalizer", "reads", "writes", "overtaken")
+    __slots__ = ("fd", "token", "kind", "peer", "key", "conn", "finalizer", "reads", "writes", "overtaken")
 
     def __init__(self, conn: Any, fd: int, kind: int, token: int) -> None:
         self.fd = fd  # ours: closed exactly once, when the last request has come back
         self.token = token
         self.kind = kind
+        self.peer: bytes | None = None  # its struct sockaddr, where it was known when this was delegated
         self.key = id(conn)
         self.conn = weakref.ref(conn)
         self.finalizer: weakref.finalize[Any, Any] | None = None
@@ -74,6 +75,11 @@ class Connection:
 
     def queues(self) -> list[RequestQueue]:
         return [self.reads] if self.writes is None else [self.reads, self.writes]
+
+    def __str__(self) -> str:
+        """What tells it from others: a number that no other connection of the watcher ever has, and its peer."""
+        number = f"#{self.token // 2}"
+        return number if self.peer is None else f"{number} to {_sockaddr.text(self.peer)}"
 
     def let_go_of_queues(self) -> None:
         """It is closed. With its queues it is a cycle, which only the collector would free, if that is on."""
@@ -122,13 +128,13 @@ def descriptor_of(conn: Any) -> int:
     try:
         fd = fileno()
     except (OSError, ValueError) as error:
+        if getattr(conn, "closed", False) is True:  # of a file, which says so by ValueError
+            raise _closed(conn) from error
         raise UnsupportedConnError(f"conn has no descriptor to hand over: {error}") from error
     if not isinstance(fd, int) or isinstance(fd, bool) or fd > _INT_MAX:
         raise UnsupportedConnError(f"fileno() of conn must return the number of its descriptor, not {fd!r}: {conn!r}")
     if fd < 0:
-        raise UnsupportedConnError(
-            f"conn is closed: {conn!r} was freed or closed before, or belongs to another watcher by now"
-        )
+        raise _closed(conn)
     return fd
 
 
@@ -183,6 +189,12 @@ def kind_of(fd: int, operation: Operation) -> int:
     return STREAM if _sockets.is_tcp(fd) else SOCKET
 
 
+def peer_of(fd: int, kind: int) -> bytes | None:
+    """The peer's address, where there is one and it has a name: a struct sockaddr."""
+    address = None if kind in (FILE, LISTENER) else _sockets.peer(fd)
+    return address if address is not None and len(address) > _sockets.SIZE_OF_FAMILY else None
+
+
 def check_kind(kind: int, operation: Operation) -> None:
     """`UnsupportedConnError` when a descriptor of this kind can never do that."""
     if (operation is ACCEPT) != (kind == LISTENER):
@@ -211,7 +223,7 @@ def family_to_connect(fd: int, kind: int) -> int:
 
     Only a datagram socket may choose another peer, connect(2).
     """
-    if kind != DATAGRAM and _sockets.has_peer(fd):
+    if kind != DATAGRAM and _sockets.peer(fd) is not None:
         raise UnsupportedConnError("conn is connected already: connect a new socket instead")
     address = _sockets.local_address(fd)
     if address is None:

@@ -57,6 +57,7 @@ class OpResult:
         "buffer",
         "size",
         "error",
+        "_connection",  # of its conn, for repr()
         "_queue",  # the RequestQueue it stands in, None once it is finished
         "_next",  # the request behind it in that queue
         "_memory",  # what the kernel reads or fills: see gaio/memory.py; None = the swap arena
@@ -73,6 +74,7 @@ class OpResult:
     buffer: Any
     size: int
     error: Exception | None
+    _connection: Any
     _queue: Any
     _next: OpResult | None
     _memory: Any
@@ -97,30 +99,31 @@ class OpResult:
 
     def __repr__(self) -> str:
         state = "pending" if self._queue is not None else repr(self.error) if self.error else "ok"
-        return f"<OpResult {self.operation.name} size={self.size} {state} conn={self.conn!r}>"
+        conn = f"{type(self.conn).__name__} {self._connection}"
+        return f"<OpResult {self.operation.name} size={self.size} {state} conn={conn}>"
 
 
 class AcceptResult(OpResult):
     """The result of an ACCEPT: it owns the new connection until the caller takes it, and closes it otherwise."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_accepted",)
 
     def __init__(self) -> None:
-        self._connection: list[Any] = []  # empty, or the owner of the descriptor, and then the socket made of it
+        self._accepted: list[Any] = []  # empty, or the owner of the descriptor, and then the socket made of it
 
     def own(self, fd: int) -> None:
         """Keep the descriptor that accept(2) returned. Done twice it is kept once: by C code, in one step."""
-        if not self._connection:
-            self._connection.extend(map(_libc.socket_owner_of, (fd,)))
+        if not self._accepted:
+            self._accepted.extend(map(_libc.socket_owner_of, (fd,)))
 
     @property
     def accepted(self) -> Any:
-        connection = self._connection
-        if not connection:
+        owned = self._accepted
+        if not owned:
             return None
-        if len(connection) == 1:
-            connection.append(_libc.blank_socket())  # kept before it owns anything: an interruption cannot lose it
-        if connection[0] is not None:
-            _libc.take_over(connection[1], connection[0])
-            connection[0] = None
-        return connection[1]
+        if len(owned) == 1:
+            owned.append(_libc.blank_socket())  # kept before it owns anything: an interruption cannot lose it
+        if owned[0] is not None:
+            _libc.take_over(owned[1], owned[0])
+            owned[0] = None
+        return owned[1]

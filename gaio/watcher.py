@@ -27,6 +27,7 @@ from gaio.connection import (
     family_to_connect,
     flush_now,
     kind_of,
+    peer_of,
     reference_of,
 )
 from gaio.deadlines import Deadline
@@ -144,6 +145,7 @@ class Watcher:
             request._memory, request._length = pin_for_read(buf)
         request.operation = READ
         request.conn = conn
+        request._connection = connection
         request.context = context
         request.buffer = buf
         request.size = 0
@@ -168,7 +170,7 @@ class Watcher:
         memory, length = pin_for_read(buf)
         _vet(timeout)
         connection = self._connection(conn, READ)
-        self._submit(OpResult(), READ, conn, connection.reads, buf, memory, length, context, timeout)
+        self._submit(OpResult(), READ, conn, connection, connection.reads, buf, memory, length, context, timeout)
 
     def write(
         self,
@@ -207,6 +209,7 @@ class Watcher:
             request._length = request._goal = length
         request.operation = WRITE
         request.conn = conn
+        request._connection = connection
         request.context = context
         request.buffer = buf
         request.size = 0
@@ -254,7 +257,7 @@ class Watcher:
         try:
             connection, memory = self._one_at_a_time(self._begin_connecting, (conn, address, begun))
             queue = connection.writes or self._open_writes(connection)
-            self._submit(OpResult(), CONNECT, conn, queue, None, memory, 0, context, timeout)
+            self._submit(OpResult(), CONNECT, conn, connection, queue, None, memory, 0, context, timeout)
         except BaseException:
             self._loop.connecting.difference_update(begun)  # or it would count as connecting for ever
             raise
@@ -273,6 +276,7 @@ class Watcher:
             connection = self._take_descriptor((conn, CONNECT))
             if connection.token in connecting:  # by a signal handler
                 raise UnsupportedConnError("conn is connecting already: wait for the result")
+        connection.peer = memory.data
         begun.append(connection.token)
         connecting.add(connection.token)
         return connection, memory
@@ -286,7 +290,7 @@ class Watcher:
         """
         connection = self._connection(conn, SHUTDOWN)
         queue = connection.writes or self._open_writes(connection)
-        self._submit(OpResult(), SHUTDOWN, conn, queue, None, None, 0, context, None)
+        self._submit(OpResult(), SHUTDOWN, conn, connection, queue, None, None, 0, context, None)
 
     def detach(self, conn: HasFileno) -> socket.socket:
         """Take a connection back from the watcher: returns a fresh socket for it, with no byte lost.
@@ -367,6 +371,7 @@ class Watcher:
         request: OpResult,
         operation: Operation,
         conn: HasFileno,
+        connection: Connection,
         queue: RequestQueue,
         buffer: Any,
         memory: Any,
@@ -376,6 +381,7 @@ class Watcher:
     ) -> None:
         request.operation = operation
         request.conn = conn
+        request._connection = connection
         request.context = context
         request.buffer = buffer
         request.size = 0
@@ -475,6 +481,7 @@ class Watcher:
             if descriptor_of(conn) != fd:  # the duplicate may be of a stranger by now
                 raise ConnClosedError(f"conn was closed and opened again while it was submitted: {conn!r}")
             connection = _connection_for(conn, duplicates[0], kind, token)
+            connection.peer = peer_of(duplicates[0], kind)
             # Known before the kernel knows it: an edge may be reported before registration has returned.
             loop.descriptors[token] = connection
             try:

@@ -50,6 +50,19 @@ def pack(family: int, address: Any) -> bytes:
     return _head(family, 28) + struct.pack("!HI16s", port, flow, packed) + struct.pack("=I", scope)
 
 
+def text(address: bytes) -> str:
+    """The address as a person writes it; of a family that is not known here, its bytes."""
+    family = address[1] if _HAS_LENGTH else int.from_bytes(address[:2], sys.byteorder)
+    if family == socket.AF_INET and len(address) >= 8:
+        return f"{socket.inet_ntop(family, address[4:8])}:{int.from_bytes(address[2:4], 'big')}"
+    if family == socket.AF_INET6 and len(address) >= 24:
+        return f"[{socket.inet_ntop(family, address[8:24])}]:{int.from_bytes(address[2:4], 'big')}"
+    if family == getattr(socket, "AF_UNIX", None):
+        path = address[2:]
+        return repr(os.fsdecode(path if path.startswith(b"\0") else path.partition(b"\0")[0]))
+    return address.hex()
+
+
 def _check(what: str, number: Any, most: int) -> None:
     if not isinstance(number, int) or not 0 <= number <= most:
         raise ValueError(f"the {what} of the address must be a number from 0 to {most}, not {number!r}")

@@ -23,6 +23,7 @@ _getsockname = _libc.checked("getsockname")
 _getpeername = _libc.checked("getpeername")
 
 _SIZE_OF_ADDRESS = 128  # struct sockaddr_storage, <sys/socket.h>
+SIZE_OF_FAMILY = 2  # with which every struct sockaddr begins; a Unix socket without a name has no more
 
 
 def option(fd: int, name: int) -> int:
@@ -45,7 +46,7 @@ def listens(fd: int) -> bool | None:
 def may_listen(fd: int) -> bool:
     """Whether a stream socket is without a peer and has a port, which listen(2) chooses where bind(2) has not."""
     address = local_address(fd)
-    if address is None or has_peer(fd):
+    if address is None or peer(fd) is not None:
         return False
     family, port = address
     return port != 0 or family not in (socket.AF_INET, socket.AF_INET6)
@@ -76,13 +77,13 @@ def local_address(fd: int) -> tuple[int, int] | None:
     return family, int.from_bytes(address.raw[2:4], "big")
 
 
-def has_peer(fd: int) -> bool:
-    """Whether it is connected now."""
+def peer(fd: int) -> bytes | None:
+    """The `struct sockaddr` of the peer; None when it is not connected now. Of a Unix socket it may have no name."""
     address, length = ctypes.create_string_buffer(_SIZE_OF_ADDRESS), ctypes.c_uint32(_SIZE_OF_ADDRESS)
     try:
         _getpeername(fd, ctypes.addressof(address), ctypes.addressof(length))
     except OSError as error:
         if error.errno == errno.ENOTCONN or error.errno in _libc.CONNECTION_HAS_ENDED:
-            return False
+            return None
         raise
-    return True
+    return address.raw[: length.value]
