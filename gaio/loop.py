@@ -47,11 +47,10 @@ from gaio.errors import (
     ConnClosedError,
     DeadlineError,
     GaioError,
-    UnsupportedConnError,
     WatcherClosedError,
 )
 from gaio.memory import Copies
-from gaio.platform import DATAGRAM, LISTENER, _libc
+from gaio.platform import CANCELLED, DATAGRAM, LISTENER, _libc
 from gaio.result import ACCEPT, CONNECT, UNDER_WAY, WRITE, AcceptResult, OpResult
 from gaio.swap import SwapArena
 
@@ -82,13 +81,11 @@ PATIENCE = 1.0
 
 AWAKE: list[bool] = []  # see `sleeping` above; stays empty
 
-_ECANCELED = -errno.ECANCELED
 # How long an accept that ran out of descriptors is held back before its error is delivered, in seconds.
 REST = 0.1
 
-# Results that mean "not yet", so that the request is started again. -ECANCELED is one where nobody asked
-# for it: the kernel cancels what a thread had submitted to io_uring when that thread exits.
-_START_AGAIN = (-errno.EINTR, -errno.EAGAIN, _ECANCELED)
+# Results that mean "not yet", so that the request is started again.
+_START_AGAIN = (-errno.EINTR, -errno.EAGAIN, CANCELLED)
 # accept(2): errors of a connection that has gone before it was accepted; the next one may be well.
 _LOST_IN_THE_BACKLOG = (
     -errno.EAGAIN,
@@ -741,7 +738,7 @@ class Loop:
             if isinstance(request, AcceptResult):
                 request.own(result)
             request.error = None
-        elif result in (_ECANCELED, -errno.EINTR) or (accepts and result in _LOST_IN_THE_BACKLOG):
+        elif result in (CANCELLED, -errno.EINTR) or (accepts and result in _LOST_IN_THE_BACKLOG):
             if request.error is UNDER_WAY:
                 return False
         else:
@@ -796,7 +793,7 @@ class Loop:
             if request in self.resting:
                 # Off the list first: should this be cut short in between, it is simply started again.
                 del self.resting[request]
-                request._result = _ECANCELED
+                request._result = CANCELLED
                 self.backend.completed.append(request)
             else:
                 self.backend.cancel(request)
@@ -1123,7 +1120,7 @@ def overtaken_error(connection: Connection | ClosedConnection) -> GaioError:
 def overtaken(request: OpResult) -> OpResult:
     """That request, which has not been started, as if its connection had been given up while it was under way."""
     request.error = overtaken_error(request._queue.descriptor)
-    request._result = _ECANCELED
+    request._result = CANCELLED
     return request
 
 

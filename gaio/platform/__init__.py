@@ -10,14 +10,15 @@ after the last has come back: order, partial progress, deadlines and errors are 
 
 Swap memory, which is written again when its batch has been given back, is a SwapMemory: by that a view of it is known.
 
-One result language: `request._result` is a number n >= 0 as the system call returned it, or -errno.
+One result language: `request._result` is a number n >= 0 as the system call returned it, or -errno, or CANCELLED.
+What a backend has to say of its own is never said by an errno: any of them may be what a descriptor reports.
 
     descriptors             token -> Descriptor of all that are registered; the core's table, which a backend reads.
     register(descriptor)    begin to watch it. Any thread; may raise OSError (EPERM: it cannot be polled).
     unregister(descriptor)  stop watching it, before the core closes its number. Nothing of it is in flight.
     start(requests)         begin these requests, in batch; some may be in `completed` when this returns.
     cancel(request)         bring it back soon: with its result, if what it needs is there by now; else with
-                            -ECANCELED or -EAGAIN.
+                            CANCELLED or -EAGAIN. A kernel may cancel unasked: then too it is CANCELLED.
     wait(timeout)           append to `completed` what has finished, waiting up to timeout seconds for the first
                             (None = until something finishes or wake() is called, 0 = only look). May return
                             with nothing.
@@ -60,6 +61,9 @@ DATAGRAM = 2  # no bytes is a message, not the end
 SEQPACKET = 3
 FILE = 4  # a pipe, terminal, eventfd …: read(2) and write(2) instead of recv(2) and send(2)
 LISTENER = 5  # a listening socket: its inbound requests accept(2), and return the descriptor; it must not block
+
+# Request._result: it came back with nothing done. Beyond every errno, of which Linux has no more than 4095 (MAX_ERRNO).
+CANCELLED = -(1 << 16)
 
 
 class SwapMemory(mmap.mmap):

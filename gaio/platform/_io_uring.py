@@ -66,7 +66,7 @@ from functools import partial
 from time import monotonic
 
 from gaio.memory import SocketAddress, Vector, is_connecting
-from gaio.platform import DATAGRAM, FILE, LISTENER, NO_DESCRIPTORS, SOCKET, SwapMemory, _libc
+from gaio.platform import CANCELLED, DATAGRAM, FILE, LISTENER, SOCKET, SwapMemory, _libc
 from gaio.platform._eventfd import Wakeup
 from gaio.platform._libc import IOV_MAX, MAX_RW_COUNT, address_of, msghdr
 from gaio.platform._writability import Writability
@@ -280,6 +280,8 @@ class IoUringBackend:
         self._parked: dict[Any, bool] = {}
         self._unpark = False  # something has changed for those
         self._cancelling: set[int] = set()  # queue tokens with a cancellation under way
+        self._cancelled: set[int] = set()  # those whose request the kernel has found, until it comes back
+        self._file_started_by: dict[int, threading.Thread] = {}  # queue token -> who gave the kernel its last request
         self._shutting_down: Any = None  # the request whose shutdown(2) is under way
         self._missed: list[Any] = []  # requests that a cancellation did not find
         self._last_tries: dict[Any, None] = {}  # parked ones that are being cancelled
@@ -421,6 +423,9 @@ class IoUringBackend:
 
     def unregister(self, descriptor: Descriptor) -> None:
         self._writability.leave_alone(descriptor.fd)  # the ring knows descriptors only through requests
+        for token in (descriptor.token, descriptor.token + 1):
+            self._cancelled.discard(token)
+            self._file_started_by.pop(token, None)
 
     # --- requests -------------------------------------------------------------------------------------------
 
@@ -446,7 +451,7 @@ class IoUringBackend:
         entries: list[bytes] = []
         append = entries.append
         pack = SQE.pack
-        uncommon = self._parked or self._cancelling
+        uncommon = self._parked or self._cancelling or self._cancelled
         for request in requests:
             queue = request._queue
             memory = request._memory
@@ -460,6 +465,7 @@ class IoUringBackend:
                     self._parked[request] = False
                     continue
                 self._parked.pop(request, None)
+                self._cancelled.discard(queue.token)
                 kind = queue.descriptor.kind
                 if queue.outbound and memory is None:
                     self._shut_down(request)
@@ -566,6 +572,7 @@ class IoUringBackend:
             address = (address_of(memory) if type(memory) is bytes else memory.address) + offset
             length = min(request._length - offset, MAX_RW_COUNT)
             operation = _WRITE if queue.outbound else _READ
+        self._file_started_by[queue.token] = threading.current_thread()
         return SQE.pack(operation, queue.fd, _CURRENT_POSITION, address, length, 0, queue.token, 0)
 
     def cancel(self, request: Any) -> None:
@@ -593,7 +600,7 @@ class IoUringBackend:
         memory = request._memory
         moves_bytes = memory is not None or not (queue.outbound or queue.descriptor.kind == LISTENER)
         if not moves_bytes or type(memory) is SocketAddress or is_connecting(queue.descriptor):
-            request._result = -errno.ECANCELED
+            request._result = CANCELLED
             if not (self.completed and self.completed[-1] is request):
                 self.completed.append(request)
             self._parked.pop(request, None)
@@ -814,6 +821,7 @@ class IoUringBackend:
             else:
                 queue.ready = UNKNOWN if lacks_buffer else POLLED  # if this is not reached, it is polled once more
             return True
+        cancelled = result == -errno.ECANCELED and self._is_cancelled(queue)
         if result == -errno.EAGAIN and (queue.outbound or queue.descriptor.kind > SOCKET):
             queue.ready = POLL
         else:
@@ -826,7 +834,24 @@ class IoUringBackend:
                 request.buffer = memory.view(result)
             request._length = max(0, result)  # not 0: the view is the caller's for good
             request._memory = None
-        return False
+        if cancelled:
+            request._result = CANCELLED
+            self.completed.append(request)
+            queue.waiting = None
+            self._cancelled.discard(queue.token)
+        return cancelled
+
+    def _is_cancelled(self, queue: Any) -> bool:
+        """Whether -ECANCELED is the ring's own word, and not what the descriptor says, as a timerfd(2) does whose clock
+        was set (TFD_TIMER_CANCEL_ON_SET).
+
+        Of sockets it is the ring's: none is known that says so itself. Of a file the ring says so of a poll, of a
+        request that was cancelled, and of one that waits there when the thread that started it exits.
+        """
+        if queue.descriptor.kind != FILE or queue.ready == POLL:
+            return True
+        token = queue.token
+        return token in self._cancelling or token in self._cancelled or not self._file_started_by[token].is_alive()
 
     def _special(self, token: int, result: int, flags: int) -> None:
         """The completion of something that is no request."""
@@ -838,6 +863,8 @@ class IoUringBackend:
                 queue = None if descriptor is None else descriptor.writes if token & 1 else descriptor.reads
                 if queue is not None and queue.waiting is not None:
                     self._missed.append(queue.waiting)
+            elif token & -2 in self._descriptors:
+                self._cancelled.add(token)  # the request's own completion may come after this one
             self._cancelling.discard(token)
             self._unpark = True
         elif token == _WRITABLE:
@@ -1052,9 +1079,9 @@ def _probe_once(_process: int) -> tuple[bool, str, bool]:
             backend.start([trial])
             backend.cancel(trial)
             _wait_for(backend)
-            if trial._result != -errno.ECANCELED:
-                return False, f"a cancelled receive returned {trial._result}", False
-            return True, backend.describe(), backend.incremental
+            if trial._result != CANCELLED:
+                raise OSError(errno.ENOSYS, f"a cancelled receive returned {trial._result}")
+            return backend.incremental
         finally:
             backend.close()
 

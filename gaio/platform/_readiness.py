@@ -33,7 +33,7 @@ from collections.abc import Mapping
 from time import monotonic
 
 from gaio.memory import SocketAddress, Vector, is_connecting
-from gaio.platform import DATAGRAM, FILE, LISTENER, SOCKET, STREAM, _libc
+from gaio.platform import CANCELLED, DATAGRAM, FILE, LISTENER, SOCKET, STREAM, _libc
 from gaio.platform._libc import IOV_MAX, address_of, msghdr
 
 TYPE_CHECKING = False  # see gaio/types.py
@@ -50,9 +50,8 @@ READY_FOR_GOOD = 2  # the end, an error or urgent data was told: only EAGAIN tak
 # -errno: the same, and this error was told with it, in case that no read finds it behind the bytes
 
 _EAGAIN = -errno.EAGAIN
-_ECANCELED = -errno.ECANCELED
 _IN_PROGRESS = (errno.EINPROGRESS, errno.EALREADY, errno.EINTR)  # connect(2): wait until it is writable
-_MADE_AGAIN = (0, errno.EAGAIN, errno.EINTR, errno.ENOBUFS)  # errors that say nothing about the connection
+_MADE_AGAIN = (0, errno.EAGAIN, errno.EINTR)  # errors that say nothing about the connection
 _ENOBUFS = -errno.ENOBUFS
 ENOBUFS_PAUSE = 0.010  # seconds until a write that met ENOBUFS is tried again
 
@@ -180,7 +179,7 @@ class ReadinessBackend(ABC):
             queue.ready = queue.ready or READY
             self._try_read(request, queue)
         if queue.waiting is request:
-            self._bring_back(request, queue, _ECANCELED)
+            self._bring_back(request, queue, CANCELLED)
         if queue.outbound:
             queue.ready = READY  # what follows may need no room, as another connect(2): it must not wait for an edge
 
@@ -196,7 +195,7 @@ class ReadinessBackend(ABC):
                 if request._queue.outbound:  # start() does not say what it asked for
                     self._asked = min(request._length - request._offset, _libc.MAX_RW_COUNT)
                 self._conclude(request, request._queue)
-            elif self._returned and error not in _MADE_AGAIN:
+            elif self._returned and not (error in _MADE_AGAIN or (error == errno.ENOBUFS and request._queue.outbound)):
                 self._bring_back(request, request._queue, -error)
             self._returned.clear()
             self._attempted = None

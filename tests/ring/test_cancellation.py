@@ -67,9 +67,9 @@ def test_a_pipe_that_somebody_else_has_read(
         os.fdopen(os.dup(reading), "rb", buffering=0) as somebody_else,
     ):
 
-        def hold_and_take(*arguments: Any) -> bool:
-            held = hold(*arguments)
-            if held:
+        def hold_and_take(ring: Any, request: Any, *arguments: Any) -> bool:
+            held = hold(ring, request, *arguments)
+            if request in ring._parked:
                 assert somebody_else.read(10) == b"x"
             return held
 
