@@ -18,7 +18,7 @@ Facts about io_uring that shaped this file
       as it has bytes, and the next one begins behind it; before that it took the whole buffer. How far they have
       been consumed is counted here and not read from IORING_CQE_F_BUF_MORE: kernels disagree on that flag where
       nothing was received. Before Linux 6.2 the CQE of a receive that fails may come before those of earlier ones, and
-      before 6.12 it may name a buffer, which is given back with the next batch.
+      before 6.12 it may name a buffer, which nothing has been written to: see nothing_came().
     * A file may be read by a kernel worker that takes its buffer at the start, so files do without: they are polled,
       and then read into memory of their own.
     * A request that waits in the ring and is woken 128 times in vain is handed to a kernel thread, which blocks in it,
@@ -29,8 +29,9 @@ Facts about io_uring that shaped this file
       the wrong place. So no byte is waited for in the ring: sends and receives are MSG_DONTWAIT. A receive is linked to
       a poll, and a write that finds no room is told of it by an epoll(7), which the ring polls. What is left of the
       trap: a socket that polls as failed for ever, for an error queue that nobody fetches (SO_TIMESTAMPING,
-      IP_RECVERR), costs processor time while a request of it is pending. It costs nobody any bytes. So does a write
-      that is refused though its descriptor polls as writable: one to an eventfd with room for smaller numbers only.
+      IP_RECVERR), costs processor time while a request of it is pending, and before Linux 6.12 a whole buffer each
+      time, until nothing_came(). So does a write that is refused though its descriptor polls as writable: one to an
+      eventfd with room for smaller numbers only.
     * An accept that waits in the ring installs the new descriptor when a client comes, not when the CQE is reaped: a
       child that is forked in between has it as well, with nobody to close it.
     * What the CQ cannot hold the kernel keeps, and hands over at the next enter (IORING_FEAT_NODROP, Linux 5.5).
@@ -912,6 +913,11 @@ class IoUringBackend:
         self._too_few_buffers = False
         if self._parked:
             self._unpark = True
+
+    def nothing_came(self) -> None:
+        if self._handed_over != self._reaped[1]:
+            self._handed_over = self._reaped[1]
+            self.give_back()
 
     def settle(self) -> list[Any]:
         self._finish_shutdown()

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 
 import pytest
 
 from tests.accounting import AccountedWatcher
 from tests.leaks import kernel_threads
 from tests.peers import Pairs
+from tests.waiting import Background
 
 SOF_TIMESTAMPING_TX_SOFTWARE = 1 << 1
 SOF_TIMESTAMPING_SOFTWARE = 1 << 4
@@ -61,3 +63,23 @@ def test_timestamps_that_nobody_fetches(watcher: AccountedWatcher, pairs: Pairs)
     peer.sendall(b"world")
     watcher.finish(read)
     assert read.data == b"world"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what urgent data wakes is told differently elsewhere")
+def test_urgent_data_while_the_consumer_waits(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """In one call of wait_io(). On io_uring before Linux 6.12 each byte takes a whole buffer of those there are."""
+    (conn, peer), (other, other_peer) = pairs.tcp(), pairs.tcp()
+    never, other_read = watcher.read(conn), watcher.read(other)
+
+    def send() -> None:
+        for _ in range(300):
+            peer.send(b"!", socket.MSG_OOB)
+            time.sleep(0.001)  # else many of them make one wake-up, and the test finds less: it passes all the same
+        other_peer.sendall(b"hello")
+
+    sending = Background(send)
+    watcher.finish(other_read)
+    sending.result()
+    assert other_read.data == b"hello"
+    watcher.free(conn)
+    watcher.finish(never)
