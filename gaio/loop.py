@@ -137,8 +137,10 @@ class HandBack(Release):
 class Loop:
     """Everything of a watcher but the handle that its user holds, so that the handle can be collected."""
 
-    def __init__(self, choose: Callable[[], str], swap_size: int) -> None:
-        """`choose` returns the name of the backend; see begin()."""
+    def __init__(
+        self, open_backend: Callable[[SwapArena, dict[int, Connection]], platform.Backend], swap_size: int
+    ) -> None:
+        """See begin() for when `open_backend` is called."""
         # Shared with submitters; a single dictionary or set operation at a time, each atomic in itself.
         self.connections: dict[int, Connection] = {}  # id(conn) -> its connection, while it takes requests
         self.listeners: dict[int, Connection] = {}  # the same for listening sockets, which only accept
@@ -186,7 +188,7 @@ class Loop:
 
         self.arena = SwapArena(swap_size)
         self.copies = Copies(swap_size)
-        self.choose = choose
+        self.open_backend = open_backend
         self.backend_name = ""
         self.backend: platform.Backend = CLOSED_BACKEND
         self.opened = threading.Lock()  # held; released when the watcher thread has opened the backend, or could not
@@ -531,8 +533,9 @@ class Loop:
 
     def open(self) -> bool:
         try:
-            self.backend_name = self.choose()
-            self.backend = platform.create(self.backend_name, self.arena, self.descriptors)
+            backend = self.open_backend(self.arena, self.descriptors)
+            self.backend_name = backend.name
+            self.backend = backend
         except Exception as error:  # noqa: BLE001  # handed on, not swallowed
             self.failure = error  # for begin()
             return False
@@ -687,8 +690,6 @@ class Loop:
             queue.head = following
             if following is None:
                 queue.tail = None
-            elif queue.descriptor.overtaken is None:
-                ready.append(following)
             else:
                 if following._deadline is not None:
                     following._deadline.before = None
@@ -807,10 +808,9 @@ class Loop:
         if request.operation is CONNECT:
             self.connecting.discard(queue.descriptor.token)
         self.outbox.append(request)
-        if request._deadline is not None:
-            self.deadlines.call_off(request._deadline)  # not before: cut short here, recover() sees it in the outbox
-        before._next = request._next
-        if queue.tail is request:
+        self.deadlines.call_off(deadline)  # not before: cut short here, recover() sees it in the outbox
+        following = before._next = request._next
+        if following is None:
             queue.tail = before
         elif following._deadline is not None:
             following._deadline.before = before
@@ -1063,8 +1063,10 @@ class Loop:
 class DevelopmentLoop(Loop):
     """For `python -X dev`: releases the swap views of a batch when their memory is lent anew, so that use raises."""
 
-    def __init__(self, choose: Callable[[], str], swap_size: int) -> None:
-        super().__init__(choose, swap_size)
+    def __init__(
+        self, open_backend: Callable[[SwapArena, dict[int, Connection]], platform.Backend], swap_size: int
+    ) -> None:
+        super().__init__(open_backend, swap_size)
         self.lent: list[memoryview] = []
 
     def harvest(self, timeout: float | None) -> list[OpResult]:

@@ -44,10 +44,11 @@ from gaio.platform import DATAGRAM, FILE, SEQPACKET, _libc, _sockaddr
 from gaio.platform._affinity import set_thread_affinity
 from gaio.platform._libc import MAX_RW_COUNT
 from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, UNDER_WAY, WRITE, AcceptResult, Operation, OpResult
+from gaio.swap import SwapArena
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
     from typing import Any, TypeVar
 
@@ -58,18 +59,29 @@ if TYPE_CHECKING:
     _Argument = TypeVar("_Argument")
     _Outcome = TypeVar("_Outcome")
 
+_SWAP_SIZE = 65536  # bytes, unless told otherwise
+
+
 def backends() -> list[Backend]:
-    """What this machine offers, best first. Each backend is tried out; nothing stays open."""
-    return [_tried_out(name) for name in platform.best_first()]
+    """What this machine offers, best first, and after that what it does not.
+
+    Each backend is opened as a watcher would open it now; nothing stays open.
+    """
+    found = [_tried_out(name) for name in platform.best_first()]
+    return sorted(found, key=lambda backend: not backend.available)
 
 
 def _tried_out(name: str) -> Backend:
     from gaio.types import Backend
 
     try:
-        return Backend(name, *platform.offer(name))
-    except OSError as error:  # no descriptors are left to try it with
-        return Backend(name, False, str(error))
+        backend = platform.create(name, SwapArena(_SWAP_SIZE), {})
+    except OSError as error:
+        return Backend(name, False, platform.why_not(name, error))
+    try:
+        return Backend(name, True, backend.describe())
+    finally:
+        backend.close()
 
 
 class Watcher:
@@ -83,20 +95,24 @@ class Watcher:
     Raises `TypeError` or `ValueError` for a `swap_size` that is no number of bytes from 1 to 2,147,479,552 (what one
     read(2) moves at most), `ValueError` for an unknown backend, `BackendUnavailableError` when the backend that was
     asked for cannot run here (there is no falling back), `OSError` when the kernel has no descriptors left, and
-    `RuntimeError` when no thread can be started. A watcher that is dropped without `close()` is closed when it is
-    collected, at the latest when the interpreter exits.
+    `RuntimeError` when no thread can be started. "auto" takes the next backend when the best one cannot be opened, for
+    want of memory, descriptors or permission, and says so to the logger "gaio" at debug level.
+
+    A watcher that is dropped without `close()` is closed when it is collected, at the latest when the interpreter
+    exits.
     """
 
     __slots__ = ("_loop", "_inbox", "_connections", "_tokens", "_forget", "__weakref__")
 
-    def __init__(self, *, swap_size: int = 65536, backend: BackendName | None = None) -> None:
+    def __init__(self, *, swap_size: int = _SWAP_SIZE, backend: BackendName | None = None) -> None:
         if not _is_int(swap_size):
             raise TypeError(f"swap_size must be a number of bytes, not {swap_size!r}")
         if not 1 <= swap_size <= MAX_RW_COUNT:
             raise ValueError(f"swap_size must be from 1 to {MAX_RW_COUNT} bytes, not {swap_size}")
         import gaio.types  # noqa: F401  # for stats(), which may be called when no descriptor is left to read it with
 
-        loop = self._loop = (DevelopmentLoop if sys.flags.dev_mode else Loop)(partial(_choose, backend), swap_size)
+        kind = DevelopmentLoop if sys.flags.dev_mode else Loop
+        loop = self._loop = kind(partial(_open_backend, backend), swap_size)
         self._inbox = loop.inbox
         self._connections = loop.connections
         self._tokens = itertools.count(2, 2)  # even, see gaio.platform.Queue
@@ -236,7 +252,7 @@ class Watcher:
         """
         _vet(timeout)
         connection = self._connection(listener, ACCEPT)
-        self._submit(AcceptResult(), ACCEPT, listener, connection.reads, None, None, 0, context, timeout)
+        self._submit(AcceptResult(), ACCEPT, listener, connection, connection.reads, None, None, 0, context, timeout)
 
     def connect(
         self, conn: HasFileno, address: Any, *, context: Any = None, timeout: float | None = None
@@ -453,7 +469,7 @@ class Watcher:
         if connection is None:
             try:
                 connection = self._duplicate(conn, operation)
-            except Exception:
+            except Exception as error:
                 connection = self._known(conn)
                 if connection is None:
                     if getattr(error, "errno", None) == errno.EBADF:
@@ -740,26 +756,46 @@ def _deadline(timeout: float, request: OpResult) -> Deadline:
     return Deadline(monotonic() + _seconds(timeout), request)
 
 
-def _choose(backend: str | None) -> str:
-    """The name of the backend to use; raises where it cannot run."""
+def _open_backend(
+    asked: str | None, arena: SwapArena, descriptors: Mapping[int, Connection]
+) -> platform.Backend:
+    """The backend that was asked for, or the best that can be opened; raises where there is none."""
     asked_by = "backend="
-    if backend is None:
+    if asked is None:
         asked_by = "GAIO_BACKEND="
-        backend = os.environ.get("GAIO_BACKEND") or "auto"
-    if backend == "auto":
-        reasons = []
-        for name in platform.best_first():
-            available, reason = platform.offer(name)
-            if available:
-                return name
-            reasons.append(f"{name}: {reason}")
-        raise BackendUnavailableError(f"no backend works here: {'; '.join(reasons) or sys.platform + ' has none'}")
-    if backend not in platform.KNOWN:
-        raise ValueError(f"{asked_by}{backend!r}: the backends are {', '.join(platform.KNOWN)} and auto")
-    available, reason = platform.offer(backend)
-    if not available:
-        raise BackendUnavailableError(f"{asked_by}{backend}: {reason}")
-    return backend
+        asked = os.environ.get("GAIO_BACKEND") or "auto"
+    if asked not in (*platform.KNOWN, "auto"):
+        raise ValueError(f"{asked_by}{asked!r}: the backends are {', '.join(platform.KNOWN)} and auto")
+    reasons: list[str] = []
+    number = None
+    for name in platform.best_first() if asked == "auto" else (asked,):
+        try:
+            opened = platform.create(name, arena, descriptors)
+        except OSError as error:
+            reasons.append(f"{name}: {platform.why_not(name, error)}")
+            number = error.errno if number is None or error.errno in platform.NO_DESCRIPTORS else number
+        else:
+            if reasons:
+                _log(f"{name} is used, for the better backends cannot be opened: {'; '.join(reasons)}")
+            return opened
+    if number in platform.NO_DESCRIPTORS:
+        raise OSError(number, "; ".join(reasons))
+    refusal = BackendUnavailableError(
+        f"no backend works here: {'; '.join(reasons) or sys.platform + ' has none'}"
+        if asked == "auto"
+        else f"{asked_by}{reasons[0]}"
+    )
+    refusal.errno = number
+    raise refusal
+
+
+def _log(message: str) -> None:
+    """To the logger `gaio`, at debug level. logging is not imported for that: who wants to hear has done so, and there
+    may be no descriptor to import it with.
+    """
+    get_logger = getattr(sys.modules.get("logging"), "getLogger", None)
+    if get_logger is not None:
+        get_logger("gaio").debug(message)
 
 
 # Any thread adds to it, and a loop that is collected leaves it, in a single set operation each; to go through it, it is

@@ -35,6 +35,7 @@ What a backend has to say of its own is never said by an errno: any of them may 
                             thread that was interrupted, whose errno still tells, and before the next turn.
     close()                 let go of everything. Nothing is in flight.
     abandon()               in the child after fork(2): the same without touching what the parent shares.
+    describe()              which kernel features it uses, in a few words.
 
 All of it but register() and wake() is called by whoever has the watch, one thread at a time, though not always
 the same one. Any of these calls may be cut short between two bytecodes by an exception such as KeyboardInterrupt:
@@ -46,6 +47,7 @@ from __future__ import annotations
 import errno
 import importlib
 import mmap
+import os
 import sys
 
 TYPE_CHECKING = False  # see gaio/types.py
@@ -123,9 +125,10 @@ if TYPE_CHECKING:
         def settle(self) -> list[Any]: ...
         def close(self) -> None: ...
         def abandon(self) -> None: ...
+        def describe(self) -> str: ...
 
 
-# Every backend there is; the module of each is named after it and offers open_backend and probe.
+# Every backend there is. The module of each is named after it and offers open_backend().
 KNOWN = ("epoll", "io_uring", "kqueue")
 
 
@@ -139,35 +142,38 @@ def names() -> tuple[str, ...]:
 
 
 def best_first() -> tuple[str, ...]:
-    """The same in the order in which `auto` tries them."""
+    """The same in the order in which `auto` tries them. What cannot be opened comes where it would if it could."""
     found = names()
     try:
-        if "io_uring" in found and _module("io_uring").is_ahead():
-            return ("io_uring", "epoll", "kqueue")
+        if "io_uring" not in found or _module("io_uring").is_behind():
+            return found
     except (OSError, AttributeError):
-        pass  # it does not work here, or not just now: offer() tells why
-    return found
+        pass  # it cannot even be imported: create() says why
+    return ("io_uring", "epoll", "kqueue")
 
 
 # open(2): the process, or the system, has no descriptors left just now, which says nothing about the kernel.
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
-def offer(name: str) -> tuple[bool, str]:
-    """Try the backend out on the running kernel: whether it works, and why not or which kernel features it uses.
-
-    `OSError` when it cannot be tried just now.
-    """
-    if name not in names():
-        return False, f"{sys.platform} does not have it"
-    works: tuple[bool, str] = _module(name).probe()
-    return works
-
-
 def create(name: str, arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> Backend:
-    """Open the backend of that name; OSError when the kernel refuses."""
-    backend: Backend = _module(name).open_backend(arena, descriptors)
+    """Open the backend of that name; `OSError` where that cannot be, see `why_not()`."""
+    if name not in names():
+        raise OSError(f"{sys.platform} does not have it")
+    try:
+        backend: Backend = _module(name).open_backend(arena, descriptors)
+    except AttributeError as error:
+        raise OSError(errno.ENOSYS, f"libc lacks it: {error}") from error
+    except MemoryError as error:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)) from error
     return backend
+
+
+def why_not(name: str, error: OSError) -> str:
+    """What to tell of a backend that could not be opened, with advice where there is any."""
+    module = sys.modules.get(f"gaio.platform._{name}")  # not imported for this: there may be no descriptor for that
+    explain = getattr(module, "why_not", None)
+    return str(explain(error)) if explain is not None else str(error)
 
 
 def _module(name: str) -> Any:

@@ -19,7 +19,7 @@ import platform
 import struct
 from collections.abc import Mapping
 
-from gaio.platform import FILE, NO_DESCRIPTORS, _libc
+from gaio.platform import FILE, _libc
 from gaio.platform._eventfd import Wakeup
 from gaio.platform._readiness import LONGEST_WAIT, ReadinessBackend
 
@@ -175,20 +175,8 @@ class EpollBackend(ReadinessBackend):
         self._epoll = self._interest.fd = -1
         self._wakeup.abandon()
 
+    def describe(self) -> str:
+        return "edge-triggered, eventfd wake-up"
+
 
 open_backend = EpollBackend
-
-
-def probe() -> tuple[bool, str]:
-    """Whether epoll works here, and a word on how: by doing it, once."""
-    from gaio.swap import SwapArena
-
-    try:
-        open_backend(SwapArena(1), {}).close()
-    except OSError as error:
-        if error.errno in NO_DESCRIPTORS:
-            raise
-        return False, str(error)
-    except AttributeError as error:
-        return False, f"libc lacks it: {error}"
-    return True, "edge-triggered, eventfd wake-up"

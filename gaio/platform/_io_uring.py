@@ -64,7 +64,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
-from time import monotonic
+from time import monotonic, sleep
 
 from gaio.memory import SocketAddress, Vector, is_connecting
 from gaio.platform import CANCELLED, DATAGRAM, FILE, LISTENER, SOCKET, SwapMemory, _libc
@@ -226,8 +226,14 @@ NOT_EMPTY = 1  # the last receive left bytes behind: receive without waiting for
 POLL = 2  # the descriptor said EAGAIN: poll it, or wait for room to write
 POLLED = 3  # it has been polled: go ahead
 
-ENTRIES = 1024
-CQ_ENTRIES = 16 * ENTRIES  # 16,000 requests can come back at once before the kernel has to keep any elsewhere
+# Entries of the submission and of the completion queue. Linux charges a ring's memory to RLIMIT_MEMLOCK (before 5.12,
+# and since 6.14), which all processes of a user share: the usual 8 MiB hold 200 of these rings, or 500 of the small
+# ones. Larger queues are no faster (benchmarks/NOTES.md): a batch goes to the kernel in pieces, and what the CQ has no
+# room for the kernel keeps elsewhere.
+ENTRIES, CQ_ENTRIES = 256, 1024
+FEW_ENTRIES, FEW_CQ_ENTRIES = 64, 256
+# In seconds: the kernel gives a closed ring's memory back in the background, 80 ms later and more where it is busy.
+GIVEN_BACK_BY_THEN = 0.5
 # So many completions are taken at a time, for the reasons that MAX_EVENTS of epoll has; the rest stays in the CQ.
 MAX_COMPLETIONS = 256
 BUFFER_GROUP = 0
@@ -307,8 +313,9 @@ class IoUringBackend:
             self._argument_pointer = ctypes.c_void_p(ctypes.addressof(self._argument))
             self._wakeup = Wakeup()
             self._writability = Writability(self._open)
+            self._enter(self._enter_now, 0)  # a filter may refuse this call alone
         except BaseException:
-            self.close()
+            self._let_go()
             raise
 
     def _set_up(self, entries: int, cq_entries: int) -> None:
@@ -664,7 +671,7 @@ class IoUringBackend:
         elif not self._reap():
             self._enter_blocking(timeout)
             self._reap()
-        while self._ksq_flags[0] & IORING_SQ_CQ_OVERFLOW:
+        while self._ksq_flags[0] & IORING_SQ_CQ_OVERFLOW and len(self.completed) < MAX_COMPLETIONS:
             self._enter(self._enter_now, 0)
             self._reap()
         if self._some_writable:
@@ -804,7 +811,8 @@ class IoUringBackend:
         return True
 
     def _hold(self, request: Any, queue: Any, result: int) -> bool:
-        """Whether an uncommon completion is no result yet, the request staying here to be started again.
+        """Whether an uncommon completion is dealt with here: it is no result yet, so that the request stays here to be
+        started again, or the request was cancelled.
 
         What tells which it is, `ready` and `_memory`, changes last: cut short before, this is done again.
         """
@@ -956,9 +964,15 @@ class IoUringBackend:
             + ("incremental " if self.incremental else "")
             + "provided-buffer ring"
             + (", NO_SQARRAY" if self.setup_flags & IORING_SETUP_NO_SQARRAY else "")
+            + (f", {self._sq_entries} entries: memory is short" if self._sq_entries == FEW_ENTRIES else "")
         )
 
     def close(self) -> None:
+        global _last_closed
+        _last_closed = monotonic()
+        self._let_go()
+
+    def _let_go(self) -> None:
         _libc.close_all(self._open)
         _libc.unmap_all(self._mapped)
 
@@ -1030,13 +1044,32 @@ class OwnMemory:
         return memoryview(bytearray(memoryview(self._storage)[:size]))
 
 
-open_backend = IoUringBackend
-
 _left_to_children: list[mmap.mmap] = []
+_last_closed = -math.inf  # when a ring of this process was closed, by the monotonic clock
+
+
+def open_backend(arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> IoUringBackend:
+    """A ring for a watcher; `OSError` where there can be none, which `why_not()` explains.
+
+    Whether io_uring works here is tried out, never told by version: containers and hardened kernels refuse it with
+    EPERM or ENOSYS as a matter of course.
+    """
+    _try_out(os.getpid())
+    while True:
+        for entries, cq_entries in ((ENTRIES, CQ_ENTRIES), (FEW_ENTRIES, FEW_CQ_ENTRIES)):
+            try:
+                return IoUringBackend(arena, descriptors, entries, cq_entries)
+            except OSError as error:
+                if error.errno != errno.ENOMEM:
+                    raise
+                refusal = str(error.strerror)  # not the error: its traceback would keep what was opened
+        if monotonic() > _last_closed + GIVEN_BACK_BY_THEN:
+            raise OSError(errno.ENOMEM, refusal)
+        sleep(0.001)
 
 
 class _Trial:
-    """A stand-in for the core's descriptor, queue and request at once, for the probe."""
+    """A stand-in for the core's descriptor, queue and request at once."""
 
     kind = SOCKET
     writes = None
@@ -1057,7 +1090,7 @@ class _Trial:
 
 
 def _wait_for(backend: IoUringBackend) -> None:
-    """Until the probe's request has come back, but not for ever; `OSError` then, which is not remembered."""
+    """Until the request of the trial has come back, but not for ever; `OSError` then, which is not remembered."""
     deadline = monotonic() + 1
     backend.wait(0.1)
     while not backend.completed:
@@ -1067,8 +1100,11 @@ def _wait_for(backend: IoUringBackend) -> None:
 
 
 @functools.lru_cache(maxsize=1)
-def _probe_once(_process: int) -> tuple[bool, str, bool]:
-    """Whether it works, why not or what it uses, and whether buffers are consumed by bytes."""
+def _try_out(_process: int) -> bool:
+    """A receive that finishes and one that is cancelled; returns whether buffers are consumed by bytes.
+
+    `OSError` where that does not work, which is not remembered: memory may be short for the moment only.
+    """
     from gaio.swap import SwapArena
 
     ours, theirs = socket.socketpair()
@@ -1080,7 +1116,7 @@ def _probe_once(_process: int) -> tuple[bool, str, bool]:
             theirs.send(b"?")
             _wait_for(backend)
             if trial._result != 1 or bytes(trial.buffer) != b"?":
-                return False, f"a receive into a provided buffer returned {trial._result}", False
+                raise OSError(errno.ENOSYS, f"a receive into a provided buffer returned {trial._result}")
             backend.completed.clear()
             backend.start([trial])
             backend.cancel(trial)
@@ -1092,38 +1128,31 @@ def _probe_once(_process: int) -> tuple[bool, str, bool]:
             backend.close()
 
 
-def _why_not(error: Exception) -> str:
-    number = getattr(error, "errno", None)
-    if number == errno.EPERM:
-        return f"{error}: forbidden here, by kernel.io_uring_disabled or the container's seccomp filter"
-    if number == errno.ENOSYS:
-        return f"{error}: the kernel was built without it, or a filter hides it"
-    if number == errno.EINVAL:
-        return f"{error}: Linux 5.19 or later is needed, for COOP_TASKRUN and provided-buffer rings"
-    if number == errno.ENOMEM:
-        return f"{error}: raise RLIMIT_MEMLOCK (ulimit -l), which old kernels charge rings to"
-    return str(error)
+def is_behind() -> bool:
+    """Whether it works here, but `auto` should take epoll: where that is faster with few connections or thousands.
 
-
-def probe() -> tuple[bool, str]:
-    """Whether io_uring works here, by doing: a ring, its buffers, a receive that finishes and one that is cancelled.
-
-    Never by version: containers and hardened kernels refuse it with EPERM or ENOSYS as a matter of course.
+    That was measured (benchmarks/NOTES.md). io_uring needs buffers that are consumed by bytes, or thousands of messages
+    find none; and it was measured on processors that keep the order of loads and stores alone.
     """
+    if _WEAKLY_ORDERED:
+        return True
     try:
-        works, how, _ = _probe_once(os.getpid())
-        return works, how
-    except (OSError, AttributeError) as error:  # which is not remembered: memory may be short for the moment only
-        if getattr(error, "errno", None) in NO_DESCRIPTORS:
-            raise
-        return False, _why_not(error)
+        return not _try_out(os.getpid())
+    except OSError:
+        return False  # open_backend() will say so
 
 
-def is_ahead() -> bool:
-    """Whether `auto` should take it and not epoll: where it is as fast or faster with few connections and thousands.
+_ADVICE = {
+    errno.EPERM: "forbidden here, by kernel.io_uring_disabled or the container's seccomp filter",
+    errno.EACCES: "forbidden here, by a seccomp filter or a security module",
+    errno.ENOSYS: "the kernel was built without it, or a filter hides it",
+    errno.EINVAL: "Linux 5.19 or later is needed, for COOP_TASKRUN and provided-buffer rings",
+    errno.ENOMEM: "raise RLIMIT_MEMLOCK (ulimit -l), of which a ring takes 40 KiB, 16 at least, and which all "
+    "processes of the user share; or RLIMIT_AS (ulimit -v), where that is set",
+}
 
-    That was measured (benchmarks/NOTES.md). It needs buffers that are consumed by bytes, or thousands of messages find
-    none; and it was measured on processors that keep the order of loads and stores alone.
-    """
-    works, _, incremental = _probe_once(os.getpid())
-    return works and incremental and not _WEAKLY_ORDERED
+
+def why_not(error: OSError) -> str:
+    """What kept a ring from being opened, and what can be done about it."""
+    advice = _ADVICE.get(error.errno or 0)
+    return str(error) if advice is None else f"{error}: {advice}"

@@ -33,7 +33,7 @@ import stat
 from collections.abc import Callable, Mapping
 from time import monotonic
 
-from gaio.platform import FILE, LISTENER, NO_DESCRIPTORS, _libc
+from gaio.platform import FILE, LISTENER, _libc
 from gaio.platform._kqueue_abi import (
     EV_ADD,
     EV_CLEAR,
@@ -298,8 +298,8 @@ class KqueueBackend(ReadinessBackend):
         self._kqueue.disown()
         self._wakeup.abandon()
 
-    def report(self) -> str:
-        """A word on how it works here; `OSError` when the kernel does not speak as this file understands it.
+    def check_layout(self) -> None:
+        """`OSError` when the kernel does not speak as this file understands it.
 
         Two events in one array: the second is where it belongs only if the size of the structure is right.
         """
@@ -317,20 +317,14 @@ class KqueueBackend(ReadinessBackend):
                 seen.update(kqueue.look())
             for ident, kfilter, _ in expected:
                 kqueue.change(kqueue.entry(ident, kfilter, EV_DELETE, udata=_WAKE), tolerated=_NOT_REGISTERED)
+
+    def describe(self) -> str:
         wakeup = "EVFILT_USER" if isinstance(self._wakeup, UserEvent) else "pipe"
         return f"edge-triggered, {wakeup} wake-up"
 
 
-open_backend = KqueueBackend
-
-
-def probe() -> tuple[bool, str]:
-    """Whether kqueue works here, and a word on how: by doing it, once."""
-    from gaio.swap import SwapArena
-
-    try:
-        return True, open_backend(SwapArena(1), {}).report()
-    except OSError as error:
-        if error.errno in NO_DESCRIPTORS:
-            raise
-        return False, str(error)
+def open_backend(arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> KqueueBackend:
+    """A kqueue that has been tried out; `OSError` where there can be none."""
+    backend = KqueueBackend(arena, descriptors)
+    backend.check_layout()
+    return backend

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -39,15 +40,27 @@ STEPS: dict[str, tuple[str, Condition]] = {
 }
 ERRORS = ("EPERM", "EACCES", "ENOSYS", "EINVAL", "ENOMEM", "EBADF", "EFAULT", "EOPNOTSUPP")
 # What the reason must tell beyond the error's own text, so that a reader knows what to do.
-ADVICE = {"EPERM": "seccomp", "ENOSYS": "built without", "EINVAL": "5.19", "ENOMEM": "RLIMIT_MEMLOCK"}
+ADVICE = {
+    "EPERM": "seccomp",
+    "EACCES": "seccomp",
+    "ENOSYS": "built without",
+    "EINVAL": "5.19",
+    "ENOMEM": "RLIMIT_MEMLOCK",
+}
 
 
 @pytest.fixture
 def libc(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyLibc]:
     """The outcome of probing is remembered for the life of a process: forgotten before the test and after it."""
-    _io_uring._probe_once.cache_clear()
+    _io_uring._try_out.cache_clear()
     yield FaultyLibc(monkeypatch)
-    _io_uring._probe_once.cache_clear()
+    _io_uring._try_out.cache_clear()
+
+
+@pytest.fixture
+def nothing_closed_lately(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that is short is so for good: none of it is about to be given back by rings that were closed."""
+    monkeypatch.setattr(_io_uring, "GIVEN_BACK_BY_THEN", 0.0)
 
 
 def offer() -> gaio.Backend:
@@ -55,6 +68,7 @@ def offer() -> gaio.Backend:
     return found
 
 
+@pytest.mark.usefixtures("nothing_closed_lately")
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("step", STEPS)
 def test_the_reason_is_told(libc: FaultyLibc, step: str, error: str) -> None:
@@ -90,17 +104,17 @@ def test_a_forced_ring_is_never_replaced(libc: FaultyLibc, monkeypatch: pytest.M
         gaio.Watcher()
 
 
-def test_running_out_of_descriptors_once_does_not_rule_it_out_for_good(libc: FaultyLibc, backend: Name) -> None:
+@pytest.mark.usefixtures("nothing_closed_lately")
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_running_out_once_does_not_rule_it_out_for_good(libc: FaultyLibc, backend: Name, error: int) -> None:
     """The outcome of trying is remembered, but not that of a moment without descriptors or memory."""
-    for error in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
-        _io_uring._probe_once.cache_clear()
-        # Twice: when it is asked which is the best, and when it is asked why not.
-        libc.fail("syscall", error, times=2, when=is_call(_io_uring.SYS_io_uring_setup))
-        found = offer()
-        assert not found.available
-        assert os.strerror(error) in found.reason
-        with gaio.Watcher(backend=backend) as watcher:
-            assert watcher.backend == "io_uring"
+    libc.fail("syscall", error, times=None, when=is_call(_io_uring.SYS_io_uring_setup))
+    found = offer()
+    assert not found.available
+    assert os.strerror(error) in found.reason
+    libc.recover()
+    with gaio.Watcher(backend=backend) as watcher:
+        assert watcher.backend == "io_uring"
 
 
 @pytest.mark.parametrize("error", ["EMFILE", "ENFILE"])
@@ -118,7 +132,7 @@ def test_every_backend_refused(libc: FaultyLibc) -> None:
     libc.fail("syscall", errno.EPERM, times=None, when=is_call(_io_uring.SYS_io_uring_setup))
     libc.fail("epoll_create1", errno.ENOSYS, times=None)
     libc.fail("kqueue", errno.ENOSYS, times=None)
-    with pytest.raises(gaio.BackendUnavailableError, match=r"epoll: .*implemented.*io_uring: .*seccomp"):
+    with pytest.raises(gaio.BackendUnavailableError, match=r"io_uring: .*seccomp.*epoll: .*epoll_create1"):
         gaio.Watcher()
 
 
@@ -172,22 +186,77 @@ def test_a_kernel_without_the_features_is_refused(libc: FaultyLibc, monkeypatch:
     assert leaks.in_use().since(before) == []
 
 
+@pytest.mark.usefixtures("nothing_closed_lately")
 @pytest.mark.parametrize("error", ["EMFILE", "ENOMEM"])
-@pytest.mark.parametrize("step", [step for step in STEPS if step != "io_uring_enter"])  # that comes later
+@pytest.mark.parametrize("step", STEPS)
 def test_a_watcher_that_cannot_be_made_leaves_nothing(
     libc: FaultyLibc, backend: Name, step: str, error: str
 ) -> None:
-    """The probe has passed; the descriptors or the memory ran out later."""
+    """It was offered; the descriptors or the memory ran out later."""
     assert offer().available
     name, when = STEPS[step]
-    libc.fail(name, getattr(errno, error), when=when)
+    libc.fail(name, getattr(errno, error), times=None, when=when)
     before = leaks.in_use()
     with pytest.raises(OSError) as caught:
         gaio.Watcher(backend=backend)
     assert caught.value.errno == getattr(errno, error)
     assert leaks.in_use().since(before) == []
+    libc.recover()
     with gaio.Watcher(backend=backend) as watcher:
         assert watcher.backend == "io_uring", "it is made as soon as there is room again"
+
+
+@pytest.mark.usefixtures("nothing_closed_lately")
+@pytest.mark.parametrize("step", ["io_uring_setup", "io_uring_register", "io_uring_enter", "mmap"])
+@pytest.mark.parametrize("error", ["EPERM", "EACCES", "ENOMEM", "EMFILE"])
+def test_auto_goes_on_to_the_next(
+    libc: FaultyLibc, step: str, error: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was offered, and worked; it says why it does not now."""
+    with gaio.Watcher() as watcher:
+        assert watcher.backend == best()
+    name, when = STEPS[step]
+    libc.fail(name, getattr(errno, error), times=None, when=when)
+    with caplog.at_level(logging.DEBUG, "gaio"), gaio.Watcher() as watcher:
+        assert watcher.backend == "epoll"
+    if best() == "epoll":
+        return  # io_uring is not even tried
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("gaio", logging.DEBUG)
+    for part in ("epoll", "io_uring", step, os.strerror(getattr(errno, error))):
+        assert part in record.getMessage()
+    assert not offer().available
+    assert step in offer().reason
+
+
+def best() -> str:
+    return "epoll" if _io_uring.is_behind() else "io_uring"
+
+
+def test_where_memory_is_short_the_ring_is_smaller(libc: FaultyLibc, backend: Name) -> None:
+    asked: list[int] = []
+
+    def is_large(number: int, *arguments: Any) -> bool:
+        if number != _io_uring.SYS_io_uring_setup:
+            return False
+        asked.append(arguments[0])
+        return bool(arguments[0] > _io_uring.FEW_ENTRIES)
+
+    libc.fail("syscall", errno.ENOMEM, times=None, when=is_large)
+    assert offer().available
+    assert f"{_io_uring.FEW_ENTRIES} entries" in offer().reason
+    with gaio.Watcher(backend=backend) as watcher:
+        assert watcher.backend == "io_uring"
+    assert {_io_uring.ENTRIES, _io_uring.FEW_ENTRIES} <= set(asked)
+
+
+def test_memory_that_is_being_given_back_is_waited_for(libc: FaultyLibc, backend: Name) -> None:
+    """A closed ring's memory comes back later; a watcher that is made meanwhile gets its ring all the same."""
+    gaio.Watcher(backend=backend).close()
+    libc.fail("syscall", errno.ENOMEM, times=9, when=is_call(_io_uring.SYS_io_uring_setup))
+    with gaio.Watcher(backend=backend) as watcher:
+        assert watcher.backend == "io_uring"
+    assert libc.struck == 9
 
 
 def test_a_process_that_was_stopped_while_it_probed(libc: FaultyLibc, monkeypatch: pytest.MonkeyPatch) -> None:
