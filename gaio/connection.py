@@ -13,6 +13,7 @@ Ownership
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import socket
 import stat
@@ -108,6 +109,15 @@ def reference_of(finalizer: weakref.finalize[Any, Any], conn: Any) -> weakref.re
     return weakref.ref(conn) if reference is None else reference
 
 
+def refuse_tls(conn: Any) -> None:
+    ssl = sys.modules.get("ssl")  # not imported for this: without it there is no such socket
+    if ssl is not None and isinstance(conn, ssl.SSLSocket):
+        raise UnsupportedConnError(
+            "conn is an SSLSocket, whose descriptor carries the bytes as they are on the wire: read and write them "
+            "through an ssl.MemoryBIO instead, as examples/tls_echo.py does"
+        )
+
+
 def descriptor_of(conn: Any) -> int:
     """The number of the descriptor behind a caller's object; `UnsupportedConnError` when there is none, and
     `ConnClosedError` when it is closed.
@@ -117,16 +127,15 @@ def descriptor_of(conn: Any) -> int:
         raise UnsupportedConnError(
             f"conn must be an object with fileno() and close(), such as a connected socket, not {conn!r}"
         )
-    ssl = sys.modules.get("ssl")  # not imported for this: without it there is no such socket
-    if ssl is not None and isinstance(conn, ssl.SSLSocket):
-        raise UnsupportedConnError(
-            "conn is an SSLSocket, whose descriptor carries the bytes as they are on the wire: read and write them "
-            "through an ssl.MemoryBIO instead, as examples/tls_echo.py does"
-        )
+    refuse_tls(conn)
     if getattr(conn, "_io_refs", 0):  # of socket.socket: its close() would leave the descriptor open
         raise UnsupportedConnError(f"conn has a file open that makefile() returned: close that first: {conn!r}")
     try:
         fd = fileno()
+    except io.UnsupportedOperation as error:
+        raise UnsupportedConnError(
+            f"conn has no descriptor of its own: submit the socket or the file beneath it: {conn!r}"
+        ) from error
     except (OSError, ValueError) as error:
         if getattr(conn, "closed", False) is True:  # of a file, which says so by ValueError
             raise _closed(conn) from error
@@ -140,6 +149,47 @@ def descriptor_of(conn: Any) -> int:
 
 def _closed(conn: Any) -> ConnClosedError:
     return ConnClosedError(f"conn is closed: {conn!r} was freed or closed before, or belongs to another watcher by now")
+
+
+def check_file(conn: Any, fd: int) -> None:
+    """`UnsupportedConnError` for a file whose close() leaves the descriptor open."""
+    if getattr(conn, "flush", None) is None:
+        return  # a socket, as a rule
+    layers = [conn]
+    while (layer := _beneath(layers[-1], fd)) is not None:
+        layers.append(layer)
+    for layer in layers:
+        if isinstance(layer, socket.SocketIO):
+            _check_makefile(layer, conn)
+        if isinstance(layer, io.FileIO) and not layer.closefd:
+            raise UnsupportedConnError(
+                "conn would leave its descriptor open when it is closed (closefd=False): submit a file that has one of "
+                f"its own, such as os.fdopen(os.dup({fd}), {layer.mode!r}, buffering=0): {conn!r}"
+            )
+
+
+def _beneath(file: Any, fd: int) -> Any:
+    """What a file stands on, if that has the same descriptor: attributes of these names may be anything."""
+    for name in ("buffer", "raw"):
+        layer = getattr(file, name, None)
+        if isinstance(layer, io.IOBase) and layer is not file:
+            try:
+                if layer.fileno() == fd:
+                    return layer
+            except (OSError, ValueError):
+                pass
+    return None
+
+
+def _check_makefile(file: Any, conn: Any) -> None:
+    """The last one of a socket and its files that is closed closes the descriptor."""
+    sock = file._sock
+    refuse_tls(sock)
+    if not getattr(sock, "_closed", True) or getattr(sock, "_io_refs", 1) > 1:
+        raise UnsupportedConnError(
+            "conn is a file that makefile() returned, and would leave the descriptor open when it is closed: close it "
+            f"and submit the socket instead: {conn!r}"
+        )
 
 
 def flush_now(conn: Any, fd: int) -> None:

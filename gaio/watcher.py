@@ -22,6 +22,7 @@ from gaio.connection import (
     Connection,
     RequestQueue,
     check_connected,
+    check_file,
     check_kind,
     descriptor_of,
     family_to_connect,
@@ -487,6 +488,7 @@ class Watcher:
         check_kind(kind, operation)
         if operation is not CONNECT:
             check_connected(fd, kind)
+        check_file(conn, fd)
         flush_now(conn, fd)
         duplicates: list[int] = []
         connection = None

@@ -6,7 +6,9 @@ import array
 import contextlib
 import math
 import os
+import re
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,7 +20,7 @@ import pytest
 import gaio
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.backends import Name
-from tests.peers import Pairs, receive_exactly
+from tests.peers import Pairs, receive_exactly, receive_until_eof
 
 SUBMITTING: dict[str, Callable[[gaio.Watcher, Any], None]] = {
     "read into the arena": lambda watcher, conn: watcher.read(conn),
@@ -258,6 +260,86 @@ class TestConn:
             for conn in (file, sock) * 500:
                 with pytest.raises(gaio.UnsupportedConnError):
                     submit(unharmed, conn)
+
+
+MAKEFILE_MODES: list[tuple[str, int | None]] = [
+    ("r", None), ("w", None), ("rw", None), ("rb", None), ("wb", None), ("rwb", None), ("rb", 0), ("wb", 0), ("rwb", 0)
+]  # fmt: skip
+
+
+class TestFilesThatLeaveTheirDescriptorOpen:
+    """Their close() would, and so the connection would go on beside the watcher's."""
+
+    @pytest.mark.parametrize(("mode", "buffering"), MAKEFILE_MODES)
+    def test_of_an_open_socket(
+        self, watcher: AccountedWatcher, pairs: Pairs, mode: Any, buffering: int | None
+    ) -> None:
+        conn, peer = pairs.tcp()
+        file = conn.makefile(mode, buffering=buffering)
+        for submit in SUBMITTING.values():
+            with pytest.raises(gaio.UnsupportedConnError) as caught:
+                submit(watcher.watcher, file)
+            assert_helpful(caught.value, "submit the socket")
+        if file.writable():
+            text: Any = "there" if "b" not in mode else b"there"
+            file.write(text)
+            file.flush()
+            assert receive_exactly(peer, 5) == b"there"
+        if file.readable():
+            peer.sendall(b"back\n")
+            assert file.readline() in ("back\n", b"back\n")
+        file.close()  # as the message says
+        watcher.finish(watcher.write(conn, b"taken"))
+        assert receive_exactly(peer, 5) == b"taken"
+
+    def test_of_a_socket_with_another_one(self, watcher: AccountedWatcher, pairs: Pairs) -> None:
+        conn, peer = pairs.tcp()
+        file, other = conn.makefile("rb", buffering=0), conn.makefile("wb")
+        pairs.also_close(file)
+        conn.close()
+        with pytest.raises(gaio.UnsupportedConnError, match="makefile"):
+            watcher.watcher.read(file)
+        other.write(b"last words")
+        other.close()
+        assert receive_exactly(peer, 10) == b"last words"
+        read = watcher.read(file)  # the last of them: its close() does close the descriptor
+        peer.sendall(b"taken")
+        watcher.finish(read)
+        assert read.data == b"taken"
+        watcher.free(file)
+        assert receive_until_eof(peer) == b""
+
+    @pytest.mark.parametrize(
+        ("mode", "buffering"), [("r", -1), ("w", -1), ("rb", -1), ("wb", -1), ("rb", 0), ("wb", 0)]
+    )
+    def test_closefd(self, watcher: AccountedWatcher, pairs: Pairs, mode: str, buffering: int) -> None:
+        """As with sys.stdin, sys.stdout and sys.stderr."""
+        source, sink = pairs.pipe_to_read() if "r" in mode else reversed(pairs.pipe_to_write())
+        pairs.also_close(source, sink)
+        number = (source if "r" in mode else sink).fileno()
+        with open(number, mode, buffering=buffering, closefd=False) as file:
+            for submit in SUBMITTING.values():
+                with pytest.raises(gaio.UnsupportedConnError) as caught:
+                    submit(watcher.watcher, file)
+            assert not file.closed
+        advice = re.search(r"os\.fdopen\(.*?\), '[rw]b', buffering=0\)", str(caught.value))
+        assert advice is not None
+        conn = eval(advice.group())  # what the message says, as it stands
+        if "r" in mode:
+            read = watcher.read(conn)
+            sink.write(b"taken")
+            watcher.finish(read)
+            assert read.data == b"taken"
+        else:
+            watcher.finish(watcher.write(conn, b"taken"))
+            assert source.read(5) == b"taken"
+        watcher.free(conn)
+
+    def test_the_streams_of_the_process(self, watcher: AccountedWatcher) -> None:
+        for stream in (sys.__stdin__, sys.__stdout__, sys.__stderr__):
+            if stream is not None:  # as where the process was started without
+                with pytest.raises(gaio.UnsupportedConnError, match="closefd"):
+                    watcher.watcher.read(stream)
 
 
 def check_refused(
