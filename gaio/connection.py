@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import io
+import itertools
 import os
 import socket
 import stat
@@ -151,8 +152,18 @@ def _closed(conn: Any) -> ConnClosedError:
     return ConnClosedError(f"conn is closed: {conn!r} was freed or closed before, or belongs to another watcher by now")
 
 
+# Those of io whose bytes are those of their descriptor. (BufferedRWPair has no fileno().)
+_PLAIN_BUFFERS = (io.BufferedReader, io.BufferedWriter, io.BufferedRandom)
+
+
 def check_file(conn: Any, fd: int) -> None:
-    """`UnsupportedConnError` for a file whose close() leaves the descriptor open."""
+    """`UnsupportedConnError` for a file whose close() leaves the descriptor open, or whose flush() cannot be tried.
+
+    Facts about the flush() of files where there is no room, in CPython
+        * BufferedWriter keeps what it could not write.
+        * TextIOWrapper hands what it holds to its buffer, and drops what that does not take (CPython issue 85393). It
+          does not tell whether it holds anything; with write_through it never does.
+    """
     if getattr(conn, "flush", None) is None:
         return  # a socket, as a rule
     layers = [conn]
@@ -165,6 +176,18 @@ def check_file(conn: Any, fd: int) -> None:
             raise UnsupportedConnError(
                 "conn would leave its descriptor open when it is closed (closefd=False): submit a file that has one of "
                 f"its own, such as os.fdopen(os.dup({fd}), {layer.mode!r}, buffering=0): {conn!r}"
+            )
+        if isinstance(layer, io.BufferedIOBase) and not isinstance(layer, _PLAIN_BUFFERS):
+            raise UnsupportedConnError(
+                f"the bytes of a {type(layer).__name__} are not those of its descriptor: submit the file or the socket "
+                f"beneath it: {conn!r}"
+            )
+    for layer, beneath in itertools.pairwise(layers):
+        is_text = getattr(layer, "buffer", None) is beneath
+        if is_text and beneath.writable() and not getattr(layer, "write_through", False):
+            raise UnsupportedConnError(
+                "conn is a text file, which loses what it holds where there is no room: flush() it and submit its "
+                f"`buffer`, or open it in binary mode: {conn!r}"
             )
 
 

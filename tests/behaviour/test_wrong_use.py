@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import array
+import bz2
 import contextlib
+import gzip
+import io
+import lzma
 import math
 import os
 import re
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
 import gaio
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.backends import Name
-from tests.peers import Pairs, receive_exactly, receive_until_eof
+from tests.peers import Pairs, pattern, receive_exactly, receive_until_eof
+from tests.waiting import Background
 
 SUBMITTING: dict[str, Callable[[gaio.Watcher, Any], None]] = {
     "read into the arena": lambda watcher, conn: watcher.read(conn),
@@ -260,6 +266,138 @@ class TestConn:
             for conn in (file, sock) * 500:
                 with pytest.raises(gaio.UnsupportedConnError):
                     submit(unharmed, conn)
+
+
+def filled_pipe(free_pages: int = 0) -> tuple[io.FileIO, int, int]:
+    """A pipe with no room, or that of a few pages: the file to read it from, how many bytes are in it, and the number
+    of the other end.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    full = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            full += os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    for _ in range(free_pages):
+        full -= len(os.read(reading, 4096))
+    return io.FileIO(reading), full, writing
+
+
+class Delegating:
+    """Stands before a file, as the wrappers of tempfile and os.popen() do."""
+
+    def __init__(self, file: IO[Any]) -> None:
+        self.file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+class OwnText(io.TextIOWrapper):
+    pass
+
+
+TEXT_FILES: dict[str, Callable[[int], Any]] = {
+    "plain": lambda number: os.fdopen(number, "w"),
+    "line-buffered": lambda number: os.fdopen(number, "w", buffering=1),
+    "with a small buffer": lambda number: os.fdopen(number, "w", buffering=512),
+    "of a class of its own": lambda number: OwnText(os.fdopen(number, "wb")),
+    "behind a wrapper": lambda number: Delegating(os.fdopen(number, "w")),
+}
+
+
+class TestFilesThatHoldSomething:
+    """What a refused file held arrives all the same: once, and in order."""
+
+    @pytest.mark.parametrize("make", TEXT_FILES.values(), ids=TEXT_FILES)
+    def test_text(self, unharmed: gaio.Watcher, make: Callable[[int], Any]) -> None:
+        """A TextIOWrapper drops what its buffer does not take: CPython issue 85393."""
+        reader, full, writing = filled_pipe()
+        with reader:
+            file = make(writing)
+            for part in ("a" * 3000, "b" * 5000):  # less than a TextIOWrapper passes on by itself
+                file.write(part)
+            for _ in range(2):
+                with pytest.raises(gaio.UnsupportedConnError) as caught:
+                    unharmed.write(file, b"x")
+            assert_helpful(caught.value, "flush() it and submit its `buffer`")
+            assert os.get_blocking(writing)
+            draining = Background(reader.readall)
+            file.flush()
+            file.write("c")
+            file.close()
+            assert draining.result()[full:] == b"a" * 3000 + b"b" * 5000 + b"c"
+
+    def test_text_is_taken_when_the_advice_is_followed(
+        self, watcher: AccountedWatcher, pairs: Pairs
+    ) -> None:
+        reader, full, writing = filled_pipe()
+        file = os.fdopen(writing, "w")
+        pairs.also_close(reader, file)
+        file.write("a" * 3000)
+        file.write("b" * 7000)
+        with pytest.raises(gaio.UnsupportedConnError, match=r"flush\(\) it and submit its `buffer`"):
+            watcher.watcher.write(file, b"refused")
+        draining = Background(reader.readall)
+        file.flush()
+        watcher.finish(watcher.write(file.buffer, b"taken"))
+        watcher.free(file.buffer)
+        assert draining.result()[full:] == b"a" * 3000 + b"b" * 7000 + b"taken"
+
+    def test_text_that_is_passed_on_at_once(self, unharmed: gaio.Watcher) -> None:
+        """As by the stdin of Popen(text=True): only its buffer holds something, and that keeps what it holds."""
+        reader, full, writing = filled_pipe()
+        with reader:
+            file = io.TextIOWrapper(os.fdopen(writing, "wb"), write_through=True)
+            file.write("unflushed")
+            with pytest.raises(gaio.UnsupportedConnError) as caught:
+                unharmed.write(file, b"x")
+            assert_helpful(caught.value, "flush() it before")
+            draining = Background(reader.readall)
+            file.close()
+            assert draining.result()[full:] == b"unflushed"
+
+    def test_the_text_of_a_child(self, watcher: AccountedWatcher) -> None:
+        command = [sys.executable, "-c", "print(input() * 3)"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            child.stdin.write("ab")
+            read = watcher.read_full(child.stdout, bytearray(10))
+            watcher.finish(watcher.write(child.stdin, b"c\n"), read)
+            assert read.buffer == b"abcabcabc\n"
+            watcher.free(child.stdin)
+            watcher.free(child.stdout)
+
+    @pytest.mark.parametrize("free_pages", [1, 2, 7])
+    def test_bytes_for_a_part_of_which_there_is_room(self, unharmed: gaio.Watcher, free_pages: int) -> None:
+        reader, full, writing = filled_pipe(free_pages)
+        payload = pattern(40_000)
+        with reader:
+            file = os.fdopen(writing, "wb", buffering=1 << 16)
+            file.write(payload)
+            for _ in range(2):
+                with pytest.raises(gaio.UnsupportedConnError) as caught:
+                    unharmed.write(file, b"x")
+            assert_helpful(caught.value, "flush() it before")
+            draining = Background(reader.readall)
+            file.close()
+            assert draining.result()[full:] == payload
+
+    @pytest.mark.parametrize("make", [gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile])
+    def test_what_compresses(self, unharmed: gaio.Watcher, make: Callable[..., Any]) -> None:
+        """What it still holds would come after what the watcher has written, and close() leaves the pipe open."""
+        reading, writing = os.pipe()
+        with os.fdopen(reading, "rb") as source, os.fdopen(writing, "wb") as sink:
+            with make(sink, "wb") if make is not gzip.GzipFile else make(fileobj=sink, mode="wb") as file:
+                file.write(b"text")
+                with pytest.raises(gaio.UnsupportedConnError) as caught:
+                    unharmed.write(file, b"x")
+                assert_helpful(caught.value, "submit the file or the socket beneath it")
+            sink.close()
+            opened = make(source) if make is not gzip.GzipFile else make(fileobj=source)
+            assert opened.read() == b"text"
 
 
 MAKEFILE_MODES: list[tuple[str, int | None]] = [
