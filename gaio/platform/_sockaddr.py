@@ -17,6 +17,12 @@ _HAS_LENGTH = not sys.platform.startswith("linux")
 _UNIX_PATH = 104 if _HAS_LENGTH else 108  # sizeof(sun_path), <sys/un.h>
 
 
+# Families by the names that a caller uses.
+_NAMES = {
+    getattr(socket, name): f"socket.{name}" for name in ("AF_INET", "AF_INET6", "AF_UNIX") if hasattr(socket, name)
+}
+
+
 def _head(family: int, length: int) -> bytes:
     return struct.pack("=BB", length, family) if _HAS_LENGTH else struct.pack("=H", family)
 
@@ -26,11 +32,25 @@ def pack(family: int, address: Any) -> bytes:
     if family == getattr(socket, "AF_UNIX", None):
         return _pack_unix(family, address)
     if family not in (socket.AF_INET, socket.AF_INET6):
-        raise ValueError(f"connect() knows IPv4, IPv6 and Unix sockets, not address family {family}")
+        raise ValueError(
+            f"connect() knows IPv4, IPv6 and Unix sockets, not address family {family}: connect this one with its own "
+            "connect(), and submit it then"
+        )
     parts = 2 if family == socket.AF_INET else 4
-    if not isinstance(address, tuple) or not 2 <= len(address) <= parts or not isinstance(address[0], str):
-        raise TypeError(f"the address must be a tuple (host, port), not {address!r}")
+    if not isinstance(address, tuple) or not 2 <= len(address) <= 4 or not isinstance(address[0], str):
+        raise TypeError(
+            f"the address must be a tuple (host, port), the host an IP address as a str, not {address!r}"
+            + (": a path is for a socket of socket.AF_UNIX" if isinstance(address, (str, bytes, os.PathLike)) else "")
+        )
     host, port = address[:2]
+    other = socket.AF_INET6 if family == socket.AF_INET else socket.AF_INET
+    if _is_of(other, host.partition("%")[0]):
+        raise ValueError(
+            f"the socket is one of {_NAMES[family]}, and {host!r} is an address of {_NAMES[other]}: make the socket "
+            f"with {_NAMES[other]}"
+        )
+    if len(address) > parts:
+        raise TypeError(f"the address must be a tuple (host, port), not {address!r}")
     flow, scope = (*address[2:], 0, 0)[:2]
     _check("port", port, 0xFFFF)
     if family == socket.AF_INET6 and "%" in host:
@@ -38,13 +58,9 @@ def pack(family: int, address: Any) -> bytes:
         scope = int(interface) if interface.isdecimal() else _interface_number(interface)
     _check("flow information", flow, 0xFFFFF)  # RFC 8200, section 6: a flow label has 20 bits
     _check("scope", scope, 0xFFFFFFFF)
-    try:
-        packed = socket.inet_pton(family, host)
-    except OSError:
-        raise ValueError(
-            f"the host must be an IP address, not {host!r}: look names up first, with socket.getaddrinfo(), "
-            "because that may block"
-        ) from None
+    if not _is_of(family, host):
+        raise ValueError(f"the host must be an IP address, not {host!r}: {_hint(family, host, port)}")
+    packed = socket.inet_pton(family, host)
     if family == socket.AF_INET:
         return _head(family, 16) + struct.pack("!H4s8x", port, packed)
     return _head(family, 28) + struct.pack("!HI16s", port, flow, packed) + struct.pack("=I", scope)
@@ -63,6 +79,21 @@ def text(address: bytes) -> str:
     return address.hex()
 
 
+def _is_of(family: int, host: str) -> bool:
+    """Whether the host is an IP address of the family."""
+    try:
+        socket.inet_pton(family, host)
+    except (OSError, ValueError):  # the latter for null bytes and the like
+        return False
+    return True
+
+
+def _hint(family: int, host: str, port: int) -> str:
+    if not host or not host.isprintable() or any(mark in host for mark in ":[]/"):
+        return f"such as {'127.0.0.1' if family == socket.AF_INET else '::1'!r}"
+    return f"look names up first, because that may block: socket.getaddrinfo({host!r}, {port}, {_NAMES[family]})"
+
+
 def _check(what: str, number: Any, most: int) -> None:
     if not isinstance(number, int) or not 0 <= number <= most:
         raise ValueError(f"the {what} of the address must be a number from 0 to {most}, not {number!r}")
@@ -72,12 +103,17 @@ def _interface_number(name: str) -> int:
     try:
         return socket.if_nametoindex(name)
     except OSError:
-        raise ValueError(f"no interface has the name {name!r}, which stands after the % of the host") from None
+        raise ValueError(
+            f"no interface has the name {name!r}, which stands after the % of the host: see socket.if_nameindex()"
+        ) from None
 
 
 def _pack_unix(family: int, address: Any) -> bytes:
     if not isinstance(address, (str, bytes, os.PathLike)):
-        raise TypeError(f"the address of a Unix socket must be a path, not {address!r}")
+        raise TypeError(
+            f"the address of a Unix socket must be a path, not {address!r}"
+            + (": that is for a socket of socket.AF_INET or socket.AF_INET6" if isinstance(address, tuple) else "")
+        )
     path = os.fsencode(address)
     abstract = path.startswith(b"\0")  # unix(7): Linux only, no file behind it
     if not path or len(path) + (not abstract) > _UNIX_PATH:

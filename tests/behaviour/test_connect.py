@@ -388,6 +388,78 @@ class TestWrongUse:
                 watcher.connect(conn, address)
             assert conn.fileno() != -1, "delegated, though it was refused"
 
+    def test_an_address_of_the_other_family(self, watcher: AccountedWatcher) -> None:
+        """Those that getsockname() and getaddrinfo() make, too; the message says which family is which."""
+        if not socket.has_ipv6:
+            pytest.skip("no IPv6 in this Python")
+        of_each: dict[str, list[tuple[Any, ...]]] = {
+            "AF_INET": [("127.0.0.1", 80)],
+            "AF_INET6": [("::1", 80), ("::1", 80, 0, 0), ("fe80::1%lo", 80), ("::ffff:127.0.0.1", 80, 0, 0)],
+        }
+        for mine, theirs in (("AF_INET", "AF_INET6"), ("AF_INET6", "AF_INET")):
+            for address in of_each[theirs]:
+                with socket.socket(getattr(socket, mine)) as conn:
+                    with pytest.raises(ValueError) as caught:
+                        watcher.watcher.connect(conn, address)
+                    assert conn.fileno() != -1
+                message = str(caught.value)
+                assert f"the socket is one of socket.{mine}, " in message
+                assert f"{address[0]!r} is an address of socket.{theirs}: " in message
+                assert message.endswith(f"make the socket with socket.{theirs}")
+
+    def test_an_address_of_another_kind(self, watcher: AccountedWatcher, conn: socket.socket) -> None:
+        with pytest.raises(TypeError, match=r"a path is for a socket of socket\.AF_UNIX"):
+            watcher.watcher.connect(conn, "/run/service")
+        with (
+            socket.socket(socket.AF_UNIX) as other,
+            pytest.raises(TypeError, match=r"that is for a socket of socket\.AF_INET or socket\.AF_INET6"),
+        ):
+            watcher.watcher.connect(other, ("127.0.0.1", 80))
+
+    @pytest.mark.parametrize(("family", "host"), [*FAMILIES.values()], ids=FAMILIES)
+    def test_what_is_said_of_a_name_works(
+        self, watcher: AccountedWatcher, family: socket.AddressFamily, host: str
+    ) -> None:
+        try:
+            listener = socket.create_server((host, 0), family=family)
+        except OSError as error:
+            pytest.skip(f"no {host} on this machine: {error}")
+        with listener, socket.socket(family) as conn:
+            port = listener.getsockname()[1]
+            name = "localhost"
+            with pytest.raises(ValueError, match="look names up first") as caught:
+                watcher.watcher.connect(conn, (name, port))
+            advice = str(caught.value).rpartition(": ")[2]
+            assert advice == f"socket.getaddrinfo({name!r}, {port}, socket.{family.name})"
+            try:
+                found = eval(advice)
+            except socket.gaierror as error:
+                pytest.skip(f"no such address of {name} here: {error}")
+            if found[0][4][0] == host:
+                watcher.finish(watcher.connect(conn, found[0][4]))
+            watcher.free(conn)
+
+    @pytest.mark.parametrize("host", ["", "[::1]", "127.0.0.1:80", "http://localhost/", "a\0b"], ids=repr)
+    def test_what_cannot_be_looked_up(
+        self, watcher: AccountedWatcher, conn: socket.socket, host: str
+    ) -> None:
+        with pytest.raises(ValueError, match=r"the host must be an IP address, not .*: such as '127\.0\.0\.1'"):
+            watcher.watcher.connect(conn, (host, 80))
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="netlink(7)")
+    def test_a_family_that_is_not_known(self, watcher: AccountedWatcher) -> None:
+        """The message says to connect it without gaio; that works."""
+        if sys.platform != "linux":
+            return  # the type checker looks for that here
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_USERSOCK) as conn:
+            with pytest.raises(ValueError, match="connect this one with its own connect"):
+                watcher.watcher.connect(conn, (0, 0))
+            conn.connect((0, 0))
+            read = watcher.read(conn)
+            watcher.free(conn)
+            watcher.finish(read)
+            assert isinstance(read.error, gaio.ConnClosedError)
+
     @pytest.mark.parametrize("address", ["", b"", "x" * 200, b"a" * 108, ("path", 1), None, 7], ids=repr)
     def test_wrong_addresses_of_unix_sockets(self, watcher: AccountedWatcher, address: Any) -> None:
         with socket.socket(socket.AF_UNIX) as conn:
