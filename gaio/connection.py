@@ -274,7 +274,7 @@ def check_kind(kind: int, operation: Operation) -> None:
         raise UnsupportedConnError(
             "the listener does not listen: pass what socket.create_server() returned"
             if operation is ACCEPT
-            else "conn is a listening socket: accept() from it and submit what that returns"
+            else "conn is a listening socket: accept() from it, and submit what the result has as `accepted`"
         )
     if kind == FILE and operation in (CONNECT, SHUTDOWN):
         raise UnsupportedConnError(f"conn is no socket: {operation.name.lower()}() is for sockets")

@@ -204,18 +204,19 @@ class Vector:
         return ctypes.addressof(self._iovecs) + index * ctypes.sizeof(iovec), len(self._pins) - index
 
 
-def _byte_view(buffer: Any, operation: str) -> memoryview:
+def _byte_view(buffer: Any) -> memoryview:
+    """A view of what write() is to write."""
     try:
         view = memoryview(buffer)
     except TypeError:
         hint = "encode it first" if isinstance(buffer, str) else "pass bytes, a bytearray or a memoryview"
-        raise TypeError(f"{operation}() needs a buffer of bytes, not {type(buffer).__name__}: {hint}") from None
+        raise TypeError(f"write() needs a buffer of bytes, not {type(buffer).__name__}: {hint}") from None
     if not view.c_contiguous:
-        raise BufferError(f"{operation}() needs a contiguous buffer: pass bytes(view) instead of a strided view")
+        raise BufferError("write() needs a contiguous buffer: pass bytes(view) instead of a strided view")
     return view
 
 
-def pin_for_read(buffer: Any) -> tuple[Pinned, int]:
+def pin_for_read(buffer: Any, operation: str = "read") -> tuple[Pinned, int]:
     """Pin the caller's buffer that a read is to fill, and tell its length in bytes.
 
     `TypeError` when it is no buffer, `BufferError` when it is read-only or not contiguous,
@@ -228,11 +229,21 @@ def pin_for_read(buffer: Any) -> tuple[Pinned, int]:
         return Pinned.from_buffer(view), view.nbytes
     except (TypeError, ValueError, BufferError):
         pass  # ctypes' own messages do not say what to do: find out which it was and say it
-    view = _byte_view(buffer, "read")
+    or_none = ", or no buffer" if operation == "read" else ""
+    try:
+        view = memoryview(buffer)
+    except TypeError:
+        is_size = isinstance(buffer, int) and 1 < buffer <= MAX_RW_COUNT  # as recv() takes one
+        hint = f"pass bytearray({buffer})" if is_size else "pass a bytearray"
+        raise TypeError(
+            f"{operation}() needs a buffer to fill, not {type(buffer).__name__}: {hint}{or_none}"
+        ) from None
     if view.readonly:
-        raise BufferError("read() needs a writable buffer: pass a bytearray, or none to use the swap arena")
+        raise BufferError(f"{operation}() needs a writable buffer: pass a bytearray{or_none}")
+    if not view.c_contiguous:
+        raise BufferError(f"{operation}() needs a contiguous buffer: pass bytearray({view.nbytes}){or_none}")
     if not view.nbytes:
-        raise EmptyBufferError("the buffer has no room: pass one of at least one byte, or none")
+        raise EmptyBufferError(f"the buffer has no room: pass one of at least one byte{or_none}")
     return Pinned.from_buffer(view.cast("B")), view.nbytes
 
 
@@ -250,7 +261,7 @@ def memory_for_write(
     if isinstance(buffer, (list, tuple)):
         return _gather(buffer, one_message)
     try:
-        view = buffer if type(buffer) is memoryview and buffer.c_contiguous else _byte_view(buffer, "write")
+        view = buffer if type(buffer) is memoryview and buffer.c_contiguous else _byte_view(buffer)
     except TypeError:
         if isinstance(buffer, Sequence) and not isinstance(buffer, str):  # a deque, say; buffers may be sequences, too
             return _gather(buffer, one_message)
@@ -267,7 +278,7 @@ def memory_for_write(
 
 
 def _gather(parts: Sequence[Any], one_message: bool) -> tuple[bytes | Vector, int]:
-    views = [view for view in (_byte_view(part, "write") for part in parts) if view.nbytes]
+    views = [view for view in (_byte_view(part) for part in parts) if view.nbytes]
     length = sum(view.nbytes for view in views)
     if not length:
         raise EmptyBufferError("there is nothing to write: pass at least one byte")

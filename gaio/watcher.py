@@ -184,7 +184,7 @@ class Watcher:
         Should the stream end, fail or time out before, the result has the error, and `size` tells how many bytes of
         the buffer were filled.
         """
-        memory, length = pin_for_read(buf)
+        memory, length = pin_for_read(buf, "read_full")
         _vet(timeout)
         connection = self._connection(conn, READ)
         self._submit(OpResult(), READ, conn, connection, connection.reads, buf, memory, length, context, timeout)
@@ -507,7 +507,9 @@ class Watcher:
             except (OSError, WatcherClosedError) as error:
                 loop.descriptors.pop(token, None)
                 if getattr(error, "errno", None) == errno.EPERM:  # of epoll_ctl(2)
-                    raise UnsupportedConnError(f"conn cannot be polled, as regular files cannot: {conn!r}") from error
+                    raise UnsupportedConnError(
+                        f"conn cannot be polled, as regular files cannot, nor need be: use it without gaio: {conn!r}"
+                    ) from error
                 raise
             duplicates.clear()  # it is the connection's now
             stale = self._connections.get(id(conn)) or loop.listeners.get(id(conn))
@@ -733,7 +735,8 @@ def _connection_for(conn: HasFileno, fd: int, kind: int, token: int) -> Connecti
         return Connection(conn, fd, kind, token)
     except TypeError as error:  # of weakref.ref()
         raise UnsupportedConnError(
-            f"conn must be weak-referenceable, so that it can be reclaimed when you drop it: {conn!r}"
+            "conn must be weak-referenceable, so that it can be reclaimed when you drop it: name '__weakref__' among "
+            f"the __slots__ of its class: {conn!r}"
         ) from error
 
 

@@ -152,7 +152,7 @@ class TestConn:
         pairs.also_close(conn)
         with pytest.raises(gaio.UnsupportedConnError) as caught:
             submit(unharmed, Slotted(conn))
-        assert_helpful(caught.value, "weak", "__weakref__")
+        assert_helpful(caught.value, "name '__weakref__' among the __slots__")
         conn.sendall(b"untouched")
         assert receive_exactly(peer, 9) == b"untouched"
 
@@ -193,7 +193,7 @@ class TestConn:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             with pytest.raises(gaio.UnsupportedConnError) as caught:
                 submit(unharmed, listener)
-            assert_helpful(caught.value, "accept")
+            assert_helpful(caught.value, "accept() from it, and submit what the result has as `accepted`")
             with socket.create_connection(listener.getsockname()):
                 listener.accept()[0].close()  # it still listens
 
@@ -537,9 +537,37 @@ class TestBufferToRead:
         check_refused(pairs, submit, gaio.EmptyBufferError, "empty", "byte")
 
 
+ADVICE_FOR_READS: dict[str, tuple[Any, str]] = {
+    "number": (4096, "bytearray(4096)"),
+    "strided": (memoryview(bytearray(10))[::2], "bytearray(5)"),
+    "strided and read-only": (memoryview(bytes(10))[::2], "a bytearray"),
+    "constant": (b"constant", "a bytearray"),
+    "text": ("text", "a bytearray"),
+    "list": ([bytearray(5)], "a bytearray"),
+    "flag": (True, "a bytearray"),
+    "too large a number": (1 << 40, "a bytearray"),
+    "empty": (bytearray(), "one of at least one byte"),
+}
+
+
+@pytest.mark.parametrize("call", ["read", "read_full"])
+@pytest.mark.parametrize(("wrong", "advice"), ADVICE_FOR_READS.values(), ids=ADVICE_FOR_READS)
+def test_what_is_said_of_a_buffer_to_read_into(
+    unharmed: gaio.Watcher, pairs: Pairs, call: str, wrong: Any, advice: str
+) -> None:
+    """It names what the call takes: `bytes` none does, and read_full() wants a buffer."""
+    conn, _ = pairs.tcp()
+    pairs.also_close(conn)
+    with pytest.raises((TypeError, BufferError, ValueError)) as caught:
+        getattr(unharmed, call)(conn, wrong)
+    message = str(caught.value)
+    assert message.endswith(f": pass {advice}{', or no buffer' if call == 'read' else ''}")
+    assert message.startswith((f"{call}() needs", "the buffer has no room"))
+
+
 def test_read_full_needs_a_buffer(unharmed: gaio.Watcher, pairs: Pairs) -> None:
     wrong: Any = None
-    check_refused(pairs, lambda conn: unharmed.read_full(conn, wrong), TypeError, "buffer", "bytearray")
+    check_refused(pairs, lambda conn: unharmed.read_full(conn, wrong), TypeError, "read_full() needs a buffer")
 
 
 class TestBufferToWrite:
