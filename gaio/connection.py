@@ -229,7 +229,8 @@ def flush_now(conn: Any, fd: int) -> None:
         flush()
     except BlockingIOError as error:
         raise UnsupportedConnError(
-            f"conn holds bytes that cannot be written at once: flush() it before, or open it with buffering=0: {conn!r}"
+            "conn holds bytes that cannot be written at once: flush() it before, or open it in binary mode with "
+            f"buffering=0: {conn!r}"
         ) from error
     finally:
         os.set_blocking(fd, blocking)
@@ -272,7 +273,7 @@ def check_kind(kind: int, operation: Operation) -> None:
     """`UnsupportedConnError` when a descriptor of this kind can never do that."""
     if (operation is ACCEPT) != (kind == LISTENER):
         raise UnsupportedConnError(
-            "the listener does not listen: pass what socket.create_server() returned"
+            "the listener does not listen: call its listen() before, or pass what socket.create_server() returned"
             if operation is ACCEPT
             else "conn is a listening socket: accept() from it, and submit what the result has as `accepted`"
         )

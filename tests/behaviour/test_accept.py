@@ -344,6 +344,22 @@ class TestWrongUse:
             watcher.accept(fresh)
         assert watcher.watcher.stats().conns == 0
 
+    @pytest.mark.usefixtures("told_who_listens")
+    def test_one_that_is_bound_and_does_not_listen(self, watcher: AccountedWatcher, tmp_path: Path) -> None:
+        """Until that is done which the message says; socket.create_server() makes none of this family."""
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+            listener.bind(str(tmp_path / "socket"))
+            with pytest.raises(gaio.UnsupportedConnError, match=r"call its listen\(\) before"):
+                watcher.accept(listener)
+            listener.listen()
+            accept = watcher.accept(listener)
+            client.connect(str(tmp_path / "socket"))
+            watcher.finish(accept)
+            assert accept.result is not None
+            assert accept.result.accepted is not None
+            accept.result.accepted.close()
+            watcher.free(listener)
+
     def test_a_wrong_timeout(self, watcher: AccountedWatcher, listener: socket.socket) -> None:
         with pytest.raises(ValueError, match="timeout"):
             watcher.accept(listener, timeout=-1)
