@@ -62,6 +62,9 @@ if TYPE_CHECKING:
 
 _SWAP_SIZE = 65536  # bytes, unless told otherwise
 
+# What threading.get_ident is, unless greenlets have replaced threads. What starts threads, debuggers replace as well.
+_BUILTIN: object = type(len)
+
 
 def backends() -> list[Backend]:
     """What this machine offers, best first, and after that what it does not.
@@ -96,8 +99,9 @@ class Watcher:
     Raises `TypeError` or `ValueError` for a `swap_size` that is no number of bytes from 1 to 2,147,479,552 (what one
     read(2) moves at most), `ValueError` for an unknown backend, `BackendUnavailableError` when the backend that was
     asked for cannot run here (there is no falling back), `OSError` when the kernel has no descriptors left, and
-    `RuntimeError` when no thread can be started. "auto" takes the next backend when the best one cannot be opened, for
-    want of memory, descriptors or permission, and says so to the logger "gaio" at debug level.
+    `RuntimeError` when no thread can be started, or when gevent or eventlet have replaced threads. "auto" takes the
+    next backend when the best one cannot be opened, for want of memory, descriptors or permission, and says so to the
+    logger "gaio" at debug level.
 
     A watcher that is dropped without `close()` is closed when it is collected, at the latest when the interpreter
     exits.
@@ -110,6 +114,12 @@ class Watcher:
             raise TypeError(f"swap_size must be a number of bytes, not {swap_size!r}")
         if not 1 <= swap_size <= MAX_RW_COUNT:
             raise ValueError(f"swap_size must be from 1 to {MAX_RW_COUNT} bytes, not {swap_size}")
+        if type(threading.get_ident) is not _BUILTIN:
+            raise RuntimeError(
+                "threads have been replaced by greenlets, and a watcher needs a thread of its own: call "
+                "gevent.monkey.patch_all(thread=False, select=False), or eventlet.monkey_patch(thread=False, "
+                "select=False, socket=False), or use gaio in a process without them"
+            )
         import gaio.types  # noqa: F401  # for stats(), which may be called when no descriptor is left to read it with
 
         kind = DevelopmentLoop if sys.flags.dev_mode else Loop

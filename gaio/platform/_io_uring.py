@@ -425,7 +425,7 @@ class IoUringBackend:
     def register(self, descriptor: Descriptor) -> None:
         if descriptor.kind == FILE:
             if sys.platform == "linux":  # as it always is here; the type checker has to be told
-                with select.epoll() as poller:
+                with _libc.epoll() as poller:
                     poller.register(descriptor.fd)  # EPERM for what cannot be polled, as regular files
             os.set_blocking(descriptor.fd, False)  # or a kernel worker would sit in read(2) for as long as it takes
 

@@ -30,6 +30,20 @@ TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
     from typing import Any
 
+if sys.implementation.name != "cpython":
+    # PyPy, for one: it has no PyDLL, lets a buffer be resized that is exported, and the address of `bytes` is that of a
+    # copy, so that the kernel would write where nobody looks.
+    raise ImportError(
+        f"gaio needs CPython and cannot work on {sys.implementation.name}, which does not keep buffers where the "
+        "kernel is told they are: run this on CPython, or use asyncio instead"
+    )
+if sys.platform.startswith("linux") and not hasattr(select, "epoll"):
+    raise ImportError(
+        "select.epoll has been taken away, as gevent and eventlet do: call gevent.monkey.patch_all(thread=False, "
+        "select=False), or eventlet.monkey_patch(thread=False, select=False, socket=False), or use gaio in a process "
+        "without them"
+    )
+
 _int, _uint, _long, _void_p = ctypes.c_int, ctypes.c_uint, ctypes.c_long, ctypes.c_void_p
 _size_t = ctypes.c_size_t
 
@@ -202,7 +216,8 @@ def close_all(fds: list[int]) -> None:
 # Those of select.kqueue count as closed in a child of fork(2), from CPython 3.12 on, and never close the number there.
 owner_of: Callable[[int], Any]
 if sys.platform.startswith("linux"):
-    owner_of = select.epoll.fromfd
+    epoll = select.epoll  # kept, for gevent.monkey.patch_all() takes it away
+    owner_of = epoll.fromfd
 else:
     owner_of = select.kqueue.fromfd
 
