@@ -9,16 +9,51 @@ import argparse
 import json
 import os
 import platform as system
+import re
 import socket
+import subprocess
 import sys
 from time import monotonic
 from typing import Any
 
 import gaio
+import gaio.types  # before there is no descriptor left to read it with
 
 CONNECTIONS = 16
 MESSAGE = bytes(64)
 SECONDS = 1.0
+
+
+# Made before main() is called, because argparse imports modules for it, which takes descriptors.
+PARSER = argparse.ArgumentParser(prog="python3 -m gaio", description="What gaio can do on this machine.")
+PARSER.add_argument("--json", action="store_true", help="the same for machines, and for bug reports")
+
+
+def libc() -> str:
+    """Name and version of the C library; empty when it cannot be told.
+
+    glibc answers confstr(3). For others `platform` reads the interpreter's file, in which musl leaves no name.
+    """
+    try:
+        named = " ".join(system.libc_ver()).strip()
+        if sys.platform == "linux" and not named.startswith("glibc"):
+            with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+                found = re.search(r"/\S*/(ld-musl-[^/\s]+|libc\.so)$", maps.read(), re.MULTILINE)
+            if found is not None:
+                return musl(found.group())
+        return named
+    except OSError:
+        return ""  # there are no descriptors left to look with
+
+
+def musl(loader: str) -> str:
+    """What the dynamic loader of musl, which is its libc, too, says of itself when it is run with no arguments."""
+    try:
+        said = subprocess.run([loader], capture_output=True, text=True, errors="replace", timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return "musl"
+    version = re.search(r"^Version (\S+)", said.stderr, re.MULTILINE)
+    return f"musl {version[1]}" if version is not None else "musl"
 
 
 def report(seconds: float) -> dict[str, Any]:
@@ -28,7 +63,7 @@ def report(seconds: float) -> dict[str, Any]:
         "gaio": gaio.__version__,
         "python": f"{system.python_implementation()} {system.python_version()}",
         "system": f"{system.system()} {system.release()} {system.machine()}",
-        "libc": " ".join(system.libc_ver()).strip(),
+        "libc": libc(),
         "cpus": os.cpu_count(),
         "environment": os.environ.get("GAIO_BACKEND"),
         "backends": [backend._asdict() for backend in offered],
@@ -40,13 +75,13 @@ def report(seconds: float) -> dict[str, Any]:
     try:
         with gaio.Watcher() as watcher:
             facts["chosen"] = watcher.backend
-    except (OSError, ValueError, RuntimeError) as error:  # BackendUnavailableError is an OSError
+    except (OSError, ValueError, RuntimeError, ImportError) as error:  # BackendUnavailableError is an OSError
         facts["why"] = str(error)
         return facts
     facts["why"] = reason(facts["chosen"], offered)
     try:
         facts["echo"] = echo(seconds)
-    except (OSError, EOFError, RuntimeError) as error:
+    except (OSError, EOFError, RuntimeError, ImportError) as error:
         facts["failure"] = str(error) or type(error).__name__
     return facts
 
@@ -133,9 +168,7 @@ def as_text(facts: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python3 -m gaio", description="What gaio can do on this machine.")
-    parser.add_argument("--json", action="store_true", help="the same for machines, and for bug reports")
-    options = parser.parse_args()
+    options = PARSER.parse_args()
     facts = report(SECONDS)
     print(json.dumps(facts, indent=2) if options.json else as_text(facts))
     return 0 if facts["echo"] is not None else 1

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import gaio
+from gaio.__main__ import musl
 from tests import backends, child
 
 COMMAND = """
@@ -66,28 +69,68 @@ def test_a_backend_that_does_not_exist() -> None:
     assert "'select'" in facts["why"]
 
 
-def test_nothing_that_works() -> None:
-    """There are no descriptors left: status 1, and the reason."""
-    code = """
-    import errno, resource, runpy, sys
-    import argparse, json, platform, shutil  # before there are no descriptors left to open their files with
-    import gaio, gaio.__main__, gaio.types
-    for name in ("epoll", "io_uring", "kqueue"):
-        try:
-            __import__(f"gaio.platform._{name}")
-        except (ImportError, AttributeError):
-            pass
-    platform.libc_ver(), platform.uname()
+WITHOUT_DESCRIPTORS = """
+    import resource, sys
+    import gaio.__main__
+    {before}
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    sys.argv[1:] = ["--json"]
+    sys.argv[1:] = {arguments}
     sys.exit(gaio.__main__.main())
-    """
-    done = child.run(code)
+"""
+# What musl does: confstr(3) does not know the name, and `platform` opens the interpreter's file instead.
+NO_CONFSTR = """
+    import os
+    def confstr(name): raise ValueError("unrecognized configuration name")
+    os.confstr = confstr
+"""
+
+
+@pytest.mark.parametrize("before", ["", NO_CONFSTR], ids=["", "a libc that does not tell its name"])
+@pytest.mark.parametrize("arguments", [[], ["--json"]], ids=["text", "json"])
+def test_nothing_that_works(arguments: list[str], before: str) -> None:
+    """There are no descriptors left: status 1, and what can be said all the same, with the reason."""
+    program = textwrap.dedent(WITHOUT_DESCRIPTORS).replace("{arguments}", repr(arguments))
+    done = child.run(program.replace("{before}", textwrap.dedent(before)))
     assert done.stderr == ""
     assert done.returncode == 1
+    if arguments:
+        facts = json.loads(done.stdout)
+        assert (facts["chosen"], facts["echo"]) == (None, None)
+        assert "Too many open files" in facts["why"]
+        assert not (before and facts["libc"])
+        told = facts["python"]
+    else:
+        first, *_, last = done.stdout.splitlines()
+        assert last.startswith("none: ")
+        assert "Too many open files" in last
+        assert not before or first.endswith("libc unknown")
+        told = first.split(", ")[1]
+    assert told.split()[1] == ".".join(map(str, sys.version_info[:3]))
+
+
+@pytest.mark.parametrize("limit", [4, 5, 7, 9])
+def test_few_descriptors(limit: int) -> None:
+    """From the start on; the interpreter itself needs one at a time for what it imports, and some need two."""
+    code = f"""
+        import os, resource, sys
+        resource.setrlimit(resource.RLIMIT_NOFILE, ({limit}, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        os.execv(sys.executable, [sys.executable, "-m", "gaio", "--json"])
+    """
+    done = child.run(code)
+    if "init_import_site" in done.stderr:
+        pytest.skip(f"this interpreter does not start with {limit} descriptors")
+    assert (done.returncode, done.stderr) == (1, "")
     facts = json.loads(done.stdout)
-    assert (facts["chosen"], facts["echo"]) == (None, None)
-    assert "Too many open files" in facts["why"]
+    assert "Too many open files" in f"{facts['why']} {facts['failure']}"
+
+
+def test_musl_by_its_loader(tmp_path: Path) -> None:
+    """Which says so where errors go, and fails: ldso/dynlink.c of musl."""
+    loader = tmp_path / "ld-musl-x86_64.so.1"
+    assert musl(str(loader)) == "musl"
+    loader.write_text("#!/bin/sh\nprintf 'musl libc (x86_64)\\nVersion 1.2.5\\nDynamic' >&2; exit 1\n")
+    loader.chmod(0o755)
+    assert musl(str(loader)) == "musl 1.2.5"
 
 
 def test_an_echo_that_fails() -> None:
