@@ -336,14 +336,14 @@ class TestFilesThatHoldSomething:
         file = os.fdopen(writing, "w")
         pairs.also_close(reader, file)
         file.write("a" * 3000)
-        file.write("b" * 7000)
+        file.write("b" * 5000)  # less in all than a TextIOWrapper passes on by itself, which differs with versions
         with pytest.raises(gaio.UnsupportedConnError, match=r"flush\(\) it and submit its `buffer`"):
             watcher.watcher.write(file, b"refused")
         draining = Background(reader.readall)
         file.flush()
         watcher.finish(watcher.write(file.buffer, b"taken"))
         watcher.free(file.buffer)
-        assert draining.result()[full:] == b"a" * 3000 + b"b" * 7000 + b"taken"
+        assert draining.result()[full:] == b"a" * 3000 + b"b" * 5000 + b"taken"
 
     def test_text_that_is_passed_on_at_once(self, unharmed: gaio.Watcher) -> None:
         """As by the stdin of Popen(text=True): only its buffer holds something, and that keeps what it holds."""
