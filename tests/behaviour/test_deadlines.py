@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -21,6 +22,9 @@ from tests.descriptor_limit import need_descriptors
 from tests.nest import Nest
 from tests.peers import Closable, Pairs, pattern, receive_exactly, receive_until_eof
 from tests.waiting import Background
+
+if TYPE_CHECKING:
+    from _typeshed import TraceFunction
 
 MIB = 1 << 20
 
@@ -261,7 +265,7 @@ def test_deadlines_in_any_order_on_one_connection_take_steps_in_proportion(backe
                 watcher.read(conn, timeout=timeout)
             lines = 0
 
-            def trace(frame: FrameType, event: str, argument: object) -> Callable[..., object]:
+            def trace(frame: FrameType, event: str, argument: object) -> TraceFunction:
                 nonlocal lines
                 lines += event == "line"
                 return trace
