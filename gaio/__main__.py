@@ -18,6 +18,7 @@ from typing import Any
 
 import gaio
 import gaio.types  # before there is no descriptor left to read it with
+from gaio.platform import best_first
 
 CONNECTIONS = 16
 MESSAGE = bytes(64)
@@ -78,7 +79,7 @@ def report(seconds: float) -> dict[str, Any]:
     except (OSError, ValueError, RuntimeError, ImportError) as error:  # BackendUnavailableError is an OSError
         facts["why"] = str(error)
         return facts
-    facts["why"] = reason(facts["chosen"], offered)
+    facts["why"] = reason(facts["chosen"])
     try:
         facts["echo"] = echo(seconds)
     except (OSError, EOFError, RuntimeError, ImportError) as error:
@@ -86,12 +87,13 @@ def report(seconds: float) -> dict[str, Any]:
     return facts
 
 
-def reason(chosen: str, offered: list[gaio.Backend]) -> str:
+def reason(chosen: str) -> str:
     if os.environ.get("GAIO_BACKEND", "auto") not in ("", "auto"):
         return "the environment variable GAIO_BACKEND asks for it"
-    before = [backend.name for backend in offered[: [backend.name for backend in offered].index(chosen)]]
-    if before:
-        return f"auto takes the first that works, and {' and '.join(before)} cannot run"
+    order = best_first()
+    better = order[: order.index(chosen)]
+    if better:
+        return f"auto takes the first that works, and {' and '.join(better)} cannot be used now"
     return "auto takes the first that works, and that is the best one for this system"
 
 
