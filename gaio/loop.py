@@ -1060,26 +1060,41 @@ class Loop:
         del self.inbox[:admitted]
 
 
-class DevelopmentLoop(Loop):
-    """For `python -X dev`: releases the swap views of a batch when their memory is lent anew, so that use raises."""
+class FreeThreadedLoop(Loop):
+    """For builds without an interpreter lock. What a thread has made is freed there by that thread alone, which may be
+    at any time later, and counts of exports are not atomic (CPython issue 127716). So nothing that a caller has in hand
+    is left to be freed.
+    """
 
     def __init__(
         self, open_backend: Callable[[SwapArena, dict[int, Connection]], platform.Backend], swap_size: int
     ) -> None:
         super().__init__(open_backend, swap_size)
+        # The swap views of the batch in the caller's hands. Freed by the thread that did the reading, while another one
+        # slices a part of it that it has kept, a view would spoil the count of that part.
         self.lent: list[memoryview] = []
 
     def harvest(self, timeout: float | None) -> list[OpResult]:
         if self.delivery is None:  # else the batch never reached the caller, and goes again
-            for view in self.lent:
-                try:
-                    view.release()
-                except BufferError:
-                    pass  # the caller has exported it in turn, say to a ctypes object: that is still in use
-            self.lent.clear()
+            self.take_back()
         batch = super().harvest(timeout)
         self.lent += [result.buffer for result in batch if result.is_swap_buffer]
         return batch
+
+    def take_back(self) -> None:
+        self.lent.clear()
+
+
+class DevelopmentLoop(FreeThreadedLoop):
+    """For `python -X dev`: releases the swap views of a batch when their memory is lent anew, so that use raises."""
+
+    def take_back(self) -> None:
+        for view in self.lent:
+            try:
+                view.release()
+            except BufferError:
+                pass  # the caller has exported it in turn, say to a ctypes object: that is still in use
+        super().take_back()
 
 
 class _ClosedBackend:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 
-from gaio.platform import SwapMemory
+from gaio.platform import SwapMemory, SwapViews
 
 SEGMENTS = 256
 LIMIT = 64 << 20  # bytes of all segments together; of address space, which takes memory where it has been written
@@ -30,10 +30,10 @@ class Segment:
 
     __slots__ = ("memory", "address", "size", "used", "batch")
 
-    def __init__(self, memory: memoryview) -> None:
+    def __init__(self, memory: memoryview | SwapViews, address: int, size: int) -> None:
         self.memory = memory
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(memory))  # the view keeps its owner exported
-        self.size = len(memory)
+        self.address = address
+        self.size = size
         self.used = 0
         self.batch = -1
 
@@ -47,7 +47,8 @@ class SwapArena:
         "writing",
         "_given_back",
         "_enough",
-        "_memory",
+        "_storage",
+        "_address",
         "_most",
         "_current",
         "_place",
@@ -59,14 +60,14 @@ class SwapArena:
         self.size = size
         self._most = max(2, min(SEGMENTS, limit // size))  # one in delivery, one being written, and more
         # Private: a child after fork(2) keeps what it had in hand.
-        storage = SwapMemory(-1, size * self._most, mmap.MAP_PRIVATE)
-        self._memory = memoryview(storage)
+        self._storage = SwapMemory(-1, size * self._most, mmap.MAP_PRIVATE)
+        self._address = self._storage.address
         self.writing = 0  # the batch being written
         self._given_back = -1  # batches up to this one are free
         # A segment with less room than this counts as full: small messages fill it to the last sixteenth,
         # and a bulk transfer is not cut into crumbs at its end.
         self._enough = max(1, size // 16)
-        self.segments = [Segment(self._memory[:size])]
+        self.segments = [self._segment(0)]
         self._current = self.segments[0]
         self._place = 0  # of the current segment in the circle
         self._spare: Segment | None = None  # of no batch
@@ -83,6 +84,9 @@ class SwapArena:
             return segment
         return self._next()
 
+    def _segment(self, start: int) -> Segment:
+        return Segment(self._storage.views(start, start + self.size), self._address + start, self.size)
+
     def _next(self) -> Segment:
         segments = self.segments
         place = (self._place + 1) % len(segments)
@@ -91,9 +95,10 @@ class SwapArena:
             count = len(segments)
             if count == self._most:
                 if self._spare is None:
-                    self._spare = Segment(memoryview(mmap.mmap(-1, self.size, mmap.MAP_PRIVATE)))
+                    memory = memoryview(mmap.mmap(-1, self.size, mmap.MAP_PRIVATE))  # nobody else gets to see it
+                    self._spare = Segment(memory, ctypes.addressof(ctypes.c_char.from_buffer(memory)), self.size)
                 return self._spare
-            segment = Segment(self._memory[count * self.size : (count + 1) * self.size])
+            segment = self._segment(count * self.size)
             segments.insert(place, segment)
         segment.used = 0
         segment.batch = self.writing

@@ -39,7 +39,7 @@ from gaio.errors import (
     UnsupportedConnError,
     WatcherClosedError,
 )
-from gaio.loop import SIGNAL_LATENCY, DevelopmentLoop, HandBack, Loop, Release
+from gaio.loop import SIGNAL_LATENCY, DevelopmentLoop, FreeThreadedLoop, HandBack, Loop, Release
 from gaio.memory import COPY_LIMIT, SocketAddress, memory_for_write, pin_for_read
 from gaio.platform import DATAGRAM, FILE, SEQPACKET, _libc, _sockaddr
 from gaio.platform._affinity import set_thread_affinity
@@ -122,7 +122,7 @@ class Watcher:
             )
         import gaio.types  # noqa: F401  # for stats(), which may be called when no descriptor is left to read it with
 
-        kind = DevelopmentLoop if sys.flags.dev_mode else Loop
+        kind = DevelopmentLoop if sys.flags.dev_mode else FreeThreadedLoop if platform.FREE_THREADED else Loop
         loop = self._loop = kind(partial(_open_backend, backend), swap_size)
         self._inbox = loop.inbox
         self._connections = loop.connections

@@ -44,6 +44,7 @@ what the kernel has given must be in memory before then, and doing a step again 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import importlib
 import mmap
@@ -70,8 +71,42 @@ LISTENER = 5  # a listening socket: its inbound requests accept(2), and return t
 CANCELLED = -(1 << 16)
 
 
+# Whether this is a build without an interpreter lock. Not sys._is_gil_enabled(): that may be True for a moment only,
+# while an extension module is being imported.
+FREE_THREADED = "t" in getattr(sys, "abiflags", "")
+
+
 class SwapMemory(mmap.mmap):
-    """What the views of reads without a buffer show, of whichever watcher; see the contract."""
+    """What the views of reads without a buffer show, of whichever watcher; see the contract.
+
+    Whoever gives its address to the kernel holds it by a reference. A view would not do, see `SwapViews`.
+    """
+
+    @property
+    def address(self) -> int:
+        return ctypes.addressof(ctypes.c_char.from_buffer(self))
+
+    def views(self, start: int, end: int) -> memoryview | SwapViews:
+        """What to slice for the views of this part that callers get."""
+        return SwapViews(self, start) if FREE_THREADED else memoryview(self)[start:end]
+
+
+class SwapViews:
+    """Stands in for a memoryview of swap memory where there is no interpreter lock: each slice has a count of its own.
+
+    The slices of one memoryview, and the slices of those, are counted together, and without atomics (CPython issue
+    127716). Threads that slice at the same time, each its own result, would spoil that count; when it comes to 0 too
+    early, all of these views are void, and the reference to the memory that they had in common is gone.
+    """
+
+    __slots__ = ("_storage", "_start")
+
+    def __init__(self, storage: SwapMemory, start: int) -> None:
+        self._storage = storage
+        self._start = start
+
+    def __getitem__(self, part: slice) -> memoryview:
+        return memoryview(self._storage)[self._start + part.start : self._start + part.stop]
 
 
 if TYPE_CHECKING:

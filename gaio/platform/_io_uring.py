@@ -393,8 +393,9 @@ class IoUringBackend:
         # lines of the processor's cache.
         self._buffer_stride = size + 64
         # Private: a child after fork(2) keeps what it had in hand.
-        self._buffers = memoryview(SwapMemory(-1, self._buffer_stride * most, mmap.MAP_PRIVATE))
-        self._buffers_at = ctypes.addressof(ctypes.c_char.from_buffer(self._buffers))
+        self._storage = SwapMemory(-1, self._buffer_stride * most, mmap.MAP_PRIVATE)
+        self._buffers = self._storage.views(0, len(self._storage))
+        self._buffers_at = self._storage.address
         self._ring_memory = mmap.mmap(-1, max(most * BUF_SIZE, mmap.PAGESIZE))
         _libc.not_for_children(self._ring_memory)
         self._buffer_tail = memoryview(self._ring_memory)[BUF_RING_TAIL : BUF_RING_TAIL + 2].cast("H")

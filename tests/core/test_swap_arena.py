@@ -56,7 +56,7 @@ def test_what_the_arena_cannot_hold_goes_through_a_spare_segment(size: int, limi
     arena = SwapArena(size, limit)
     for length in lengths:
         segment = arena.room()
-        assert (segment.batch < 0) == (type(segment.memory.obj) is not SwapMemory)
+        assert (segment.batch < 0) == (type(segment.memory[0:1].obj) is not SwapMemory)
         if segment.batch < 0:
             assert segment is arena.room()
         else:
