@@ -49,7 +49,7 @@ from gaio.errors import (
     GaioError,
     WatcherClosedError,
 )
-from gaio.memory import Copies
+from gaio.memory import Copies, PinnedApart, Vector
 from gaio.platform import CANCELLED, DATAGRAM, LISTENER, _libc
 from gaio.result import ACCEPT, CONNECT, UNDER_WAY, WRITE, AcceptResult, OpResult
 from gaio.swap import SwapArena
@@ -1073,13 +1073,30 @@ class FreeThreadedLoop(Loop):
         # The swap views of the batch in the caller's hands. Freed by the thread that did the reading, while another one
         # slices a part of it that it has kept, a view would spoil the count of that part.
         self.lent: list[memoryview] = []
+        self.pins: dict[OpResult, PinnedApart | Vector] = {}  # what is pinned for each request until it is delivered
+
+    def admit(self, items: list[Any]) -> None:
+        for item in items:
+            if item._queue is not None and isinstance(item._memory, (PinnedApart, Vector)):
+                self.pins[item] = item._memory
+        super().admit(items)
 
     def harvest(self, timeout: float | None) -> list[OpResult]:
         if self.delivery is None:  # else the batch never reached the caller, and goes again
             self.take_back()
         batch = super().harvest(timeout)
         self.lent += [result.buffer for result in batch if result.is_swap_buffer]
+        if self.pins:
+            for result in batch:
+                pin = self.pins.get(result)
+                if pin is not None:
+                    pin.release()
+                    del self.pins[result]
         return batch
+
+    def abandon(self) -> None:
+        super().abandon()
+        self.pins.clear()
 
     def take_back(self) -> None:
         self.lent.clear()

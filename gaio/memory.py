@@ -3,7 +3,8 @@
 A request's memory is one of
     None          a read without a buffer: the backend takes room from the swap arena when bytes come
     bytes         a write of up to MAX_RW_COUNT bytes: immutable, so holding the object keeps its address good
-    Pinned        a caller's buffer, exported so that it can be neither resized nor freed meanwhile
+    Pinned        a caller's buffer, exported so that it can be neither resized nor freed meanwhile; PinnedReadOnly
+                  where ctypes does not export it, PinnedApart where there is no interpreter lock
     Copy          a copy of a larger swap view, in a block that is used again
     Vector        many of those, one vectored write
 and of requests that move no bytes: a SocketAddress to connect to, None to shut down or to accept.
@@ -17,10 +18,10 @@ from __future__ import annotations
 import ctypes
 import weakref
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gaio.errors import EmptyBufferError
-from gaio.platform import SwapMemory
+from gaio.platform import FREE_THREADED, SwapMemory
 from gaio.platform._libc import IOV_MAX, MAX_RW_COUNT
 
 TYPE_CHECKING = False  # see gaio/types.py
@@ -67,6 +68,17 @@ _PyBuffer_Release = ctypes.pythonapi.PyBuffer_Release
 _PyBuffer_Release.argtypes = (ctypes.POINTER(_Py_buffer),)
 _PyBuffer_Release.restype = None
 
+
+def _address_of_view(view: memoryview) -> int:
+    """Where its first byte is. Only an export of the view itself is made for that, and no further view."""
+    export = _Py_buffer()
+    try:
+        _PyObject_GetBuffer(view, export, _PyBUF_SIMPLE)
+        return export.buf or 0
+    finally:
+        _PyBuffer_Release(export)  # which does nothing when there was no export
+
+
 class Pinned(ctypes.c_char):
     """A buffer with a fixed address: exported, so that its owner refuses to resize it. Made by `from_buffer()`.
 
@@ -87,12 +99,55 @@ class PinnedReadOnly:
     def __init__(self, view: memoryview) -> None:
         """Pin what the view shows; nobody else may have the view, because releasing it would unpin."""
         self._view = view
-        export = _Py_buffer()
-        try:
-            _PyObject_GetBuffer(view, export, _PyBUF_SIMPLE)
-            self.address = export.buf or 0
-        finally:
-            _PyBuffer_Release(export)  # which does nothing when there was no export
+        self.address = _address_of_view(view)
+
+
+class PinnedApart:
+    """The same for either kind, where there is no interpreter lock.
+
+    Views that are made of one another are counted together there, and not safely when several threads make and drop
+    some at the same time (CPython issue 127716). So this asks the owner of the memory for another export, which is
+    counted apart from the caller's view. And it can be told to end that: memory that one thread has pinned would else
+    stay so, when another one drops the pin, until the first thread runs again.
+    """
+
+    __slots__ = ("address", "_view")
+
+    def __init__(self, buffer: Any) -> None:
+        if type(buffer) is memoryview:
+            self.address = _address_of_view(buffer)
+            self._view = _exported_anew(buffer, self.address)
+        else:
+            self._view = memoryview(buffer)
+            self.address = _address_of_own(self._view)
+
+    def release(self) -> None:
+        self._view.release()
+
+
+def _address_of_own(view: memoryview) -> int:
+    """The same of a view that nobody else has, in less time."""
+    return _address_of_view(view) if view.readonly else ctypes.addressof(Pinned.from_buffer(view))
+
+
+def _exported_anew(view: memoryview, address: int) -> memoryview:
+    try:
+        whole = memoryview(view.obj)
+        start = _address_of_own(whole)
+        if start <= address and address + view.nbytes <= start + whole.nbytes:
+            return whole
+    except (TypeError, ValueError, BufferError):
+        pass
+    return memoryview(view)  # the owner is not known, or gives something else each time (PEP 688)
+
+
+def _view_itself(buffer: Any) -> memoryview:
+    return buffer if type(buffer) is memoryview else memoryview(buffer)
+
+
+_view_to_pin: Callable[[Any], memoryview] = _view_itself if FREE_THREADED else memoryview
+_pin: Callable[[Any], Pinned | PinnedApart] = PinnedApart if FREE_THREADED else Pinned.from_buffer
+_pin_read_only: Callable[[memoryview], PinnedReadOnly | PinnedApart] = PinnedApart if FREE_THREADED else PinnedReadOnly
 
 
 class Copy:
@@ -145,7 +200,8 @@ class Copies:
             memory = bytearray(self._size)
             block = memoryview(memory), ctypes.addressof(ctypes.c_char.from_buffer(memory))  # the view keeps it so
         copy = Copy(block, self._stock)
-        block[0][:length] = view.cast("B")
+        # A cast would be another view, see PinnedApart.
+        block[0][:length] = view if view.format == "B" and view.ndim == 1 else view.cast("B")
         return copy
 
 
@@ -177,7 +233,7 @@ class Vector:
     __slots__ = ("_pins", "_ends", "_lengths", "_iovecs")
 
     def __init__(self, parts: Sequence[memoryview]) -> None:
-        self._pins = [PinnedReadOnly(part) if part.readonly else Pinned.from_buffer(part) for part in parts]
+        self._pins = [_pin_read_only(part) if part.readonly else _pin(part) for part in parts]
         self._lengths = [part.nbytes for part in parts]
         self._ends: list[int] = []
         end = 0
@@ -188,6 +244,12 @@ class Vector:
         for entry, pinned, length in zip(self._iovecs, self._pins, self._lengths, strict=True):
             entry.iov_base = pinned.address
             entry.iov_len = length
+
+    def release(self) -> None:
+        """See PinnedApart."""
+        for pin in self._pins:
+            if type(pin) is PinnedApart:
+                pin.release()
 
     def within(self, offset: int, count: int) -> int:
         """Bytes in the first `count` entries that are left once `offset` bytes have moved."""
@@ -207,7 +269,7 @@ class Vector:
 def _byte_view(buffer: Any) -> memoryview:
     """A view of what write() is to write."""
     try:
-        view = memoryview(buffer)
+        view = _view_to_pin(buffer)
     except TypeError:
         hint = "encode it first" if isinstance(buffer, str) else "pass bytes, a bytearray or a memoryview"
         raise TypeError(f"write() needs a buffer of bytes, not {type(buffer).__name__}: {hint}") from None
@@ -216,7 +278,7 @@ def _byte_view(buffer: Any) -> memoryview:
     return view
 
 
-def pin_for_read(buffer: Any, operation: str = "read") -> tuple[Pinned, int]:
+def pin_for_read(buffer: Any, operation: str = "read") -> tuple[Pinned | PinnedApart, int]:
     """Pin the caller's buffer that a read is to fill, and tell its length in bytes.
 
     `TypeError` when it is no buffer, `BufferError` when it is read-only or not contiguous,
@@ -224,14 +286,15 @@ def pin_for_read(buffer: Any, operation: str = "read") -> tuple[Pinned, int]:
     """
     try:
         if type(buffer) is bytearray:
-            return Pinned.from_buffer(buffer), len(buffer)
-        view = memoryview(buffer)  # asked once: an object may give another buffer each time, PEP 688
-        return Pinned.from_buffer(view), view.nbytes
+            return _pin(buffer), len(buffer)
+        if not FREE_THREADED:
+            view = memoryview(buffer)  # asked once: an object may give another buffer each time, PEP 688
+            return Pinned.from_buffer(view), view.nbytes
     except (TypeError, ValueError, BufferError):
         pass  # ctypes' own messages do not say what to do: find out which it was and say it
     or_none = ", or no buffer" if operation == "read" else ""
     try:
-        view = memoryview(buffer)
+        view = _view_to_pin(buffer)
     except TypeError:
         is_size = isinstance(buffer, int) and 1 < buffer <= MAX_RW_COUNT  # as recv() takes one
         hint = f"pass bytearray({buffer})" if is_size else "pass a bytearray"
@@ -244,12 +307,12 @@ def pin_for_read(buffer: Any, operation: str = "read") -> tuple[Pinned, int]:
         raise BufferError(f"{operation}() needs a contiguous buffer: pass bytearray({view.nbytes}){or_none}")
     if not view.nbytes:
         raise EmptyBufferError(f"the buffer has no room: pass one of at least one byte{or_none}")
-    return Pinned.from_buffer(view.cast("B")), view.nbytes
+    return _pin(view if FREE_THREADED else view.cast("B")), view.nbytes
 
 
 def memory_for_write(
     buffer: Any, copies: Copies | None = None, one_message: bool = False
-) -> tuple[bytes | Pinned | PinnedReadOnly | Copy | Vector, int]:
+) -> tuple[bytes | Pinned | PinnedReadOnly | PinnedApart | Copy | Vector, int]:
     """What the kernel shall write for `buffer` (one buffer, or a sequence of them), and its length in bytes.
 
     Views of swap memory, of this watcher or another, are copied, by `copies` if given, because that memory will be
@@ -273,8 +336,7 @@ def memory_for_write(
         return view.tobytes(), length
     if type(view.obj) is SwapMemory:
         return view.tobytes() if copies is None else copies.copy(view), length
-    view = memoryview(view)  # for the pin alone
-    return (PinnedReadOnly(view) if view.readonly else Pinned.from_buffer(view)), length
+    return (_pin_read_only(_view_to_pin(view)) if view.readonly else _pin(view)), length
 
 
 def _gather(parts: Sequence[Any], one_message: bool) -> tuple[bytes | Vector, int]:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 
 import pytest
 
 import gaio
 from gaio import platform
+from tests.accounting import AccountedWatcher
 from tests.backends import Name
-from tests.peers import Pairs
-from tests.waiting import LIMIT, TimeLimit
+from tests.peers import Pairs, receive_exactly
+from tests.waiting import LIMIT, Background, TimeLimit
 
 THREADS = 4
 
@@ -85,3 +88,64 @@ def test_the_watcher_alone_frees_a_view_and_only_when_its_time_is_over(
         watcher.wait_io(0)
         assert views[1]() is None
         assert part == b"x"
+
+
+@pytest.mark.parametrize(
+    "as_written",
+    [
+        pytest.param(lambda view: view, id="a view"),
+        pytest.param(memoryview.toreadonly, id="a read-only view"),
+        pytest.param(lambda view: [view] * 20, id="a vector of views"),
+    ],
+)
+def test_a_view_is_sliced_by_another_thread_while_writes_of_it_begin_and_end(
+    backend: Name, pairs: Pairs, as_written: Callable[[memoryview], memoryview | list[memoryview]]
+) -> None:
+    rounds = 400
+    conn, peer = pairs.tcp()
+    data = bytes(range(256)) * 32
+    view = memoryview(bytearray(data))
+    buffer = as_written(view)
+    shared = buffer[0] if isinstance(buffer, list) else buffer
+    all_written: list[bool] = []
+
+    def slice_it() -> None:
+        while not all_written:
+            slice_densely(shared)
+            assert shared == data
+
+    slicing = Background(slice_it)
+    expected = data * (20 if isinstance(buffer, list) else 1)
+    with closing(gaio.Watcher(backend=backend)) as watcher:  # the tests' own books would make views of it, too
+        receiving = Background(lambda: [receive_exactly(peer, len(expected)) == expected for _ in range(rounds)])
+        try:
+            for _ in range(rounds):
+                watcher.write(conn, buffer)
+                assert [result.error for result in watcher.wait_io(LIMIT)] == [None]
+        finally:
+            all_written.append(True)
+    slicing.result()
+    assert all(receiving.result())
+
+
+@pytest.mark.parametrize("operation", ["read", "write", "vectored write"])
+def test_a_buffer_can_be_resized_when_its_result_is_there_whoever_submitted_it(
+    watcher: AccountedWatcher, pairs: Pairs, operation: str
+) -> None:
+    """The thread that did is idle: nothing waits for it to run again."""
+    conn, peer = pairs.tcp()
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(20):
+            buffers = [bytearray(b"x" * 50_000) for _ in range(2)]
+            if operation == "read":
+                submitted = [pool.submit(watcher.read_full, conn, buffer).result() for buffer in buffers]
+                peer.sendall(bytes(100_000))
+                watcher.finish(*submitted)
+            else:
+                as_submitted = [buffers] if operation == "vectored write" else buffers
+                submitted = [pool.submit(watcher.write, conn, buffer).result() for buffer in as_submitted]
+                receiving = Background(partial(receive_exactly, peer, 100_000))
+                watcher.finish(*submitted)
+                assert receiving.result() == b"x" * 100_000
+            for buffer in buffers:
+                buffer.extend(b"more")
