@@ -16,6 +16,7 @@ import pytest
 from gaio.loop import Loop
 from tests.interruption.opcodes import (
     HANDING_OVER,
+    ON_THE_STACK_ONLY,
     bookkeeping_of_exceptions,
     code_of_gaio,
     ending_of_generator,
@@ -23,11 +24,7 @@ from tests.interruption.opcodes import (
 )
 
 # Opcodes that move values within a frame, and one that stores an attribute of an object.
-HARMLESS = {
-    *("LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_FAST_LOAD_FAST", "LOAD_CONST", "LOAD_CONST_IMMORTAL"),
-    *("NOP", "COPY", "SWAP", "ROT_TWO", "DUP_TOP", "POP_BLOCK", "PRECALL", "PUSH_NULL"),
-    "STORE_ATTR",
-}
+HARMLESS = {*ON_THE_STACK_ONLY, "POP_BLOCK", "STORE_ATTR"}
 
 
 @pytest.mark.parametrize("code", HANDING_OVER, ids=lambda code: code.co_name)
