@@ -5,6 +5,7 @@ Containers and hardened kernels do refuse it, so this is a matter of course and 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import itertools
 import logging
@@ -151,6 +152,22 @@ def test_an_older_kernel_gets_an_index_array(libc: FaultyLibc) -> None:
     assert offer().available, offer().reason
     assert "NO_SQARRAY" not in offer().reason
     assert [bool(flags & _io_uring.IORING_SETUP_NO_SQARRAY) for flags in asked[:2]] == [True, False]
+
+
+def test_what_has_no_meaning_yet_is_zero(libc: FaultyLibc) -> None:
+    """In the registration of buffers: a later kernel reads more of it (`min_left`), and zero is what it was before."""
+    sent: list[bytes] = []
+
+    def look(number: int, *arguments: int) -> bool:
+        if number == _io_uring.SYS_io_uring_register:
+            sent.append(ctypes.string_at(arguments[2], ctypes.sizeof(_io_uring.io_uring_buf_reg)))
+        return False  # the call itself is made as always
+
+    libc.fail("syscall", errno.EINVAL, times=None, when=look)
+    assert offer().available, offer().reason
+    assert sent
+    behind_flags = _io_uring.io_uring_buf_reg.flags.offset + _io_uring.io_uring_buf_reg.flags.size
+    assert {registration[behind_flags:] for registration in sent} == {bytes(24)}
 
 
 def test_an_older_kernel_consumes_whole_buffers(libc: FaultyLibc) -> None:
