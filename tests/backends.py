@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
+import struct
 import sys
 from typing import Literal
 
@@ -19,21 +21,45 @@ Name = Literal["auto", "epoll", "kqueue", "io_uring"]
 CHOSEN = os.environ.get("GAIO_TEST_BACKEND")  # `python3 -m tests --backend NAME`
 LIBRARY = os.environ.get("GAIO_KQUEUE_LIBRARY")  # a library that offers kqueue on Linux
 
-_SYS_IO_URING_SETUP = 425  # io_uring_setup(2); the same number on every architecture but Alpha
-_SIZE_OF_IO_URING_PARAMS = 120
+# io_uring_setup(2) and so on: the same numbers on nearly every architecture.
+_SETUP, _ENTER, _REGISTER = 425, 426, 427
+_PARAMS = struct.Struct("=IIIIII96x")  # io_uring_params: sq_entries, cq_entries, flags, cpu, idle, features
+_FLAGS = 1 << 3 | 1 << 4 | 1 << 7 | 1 << 8  # CQSIZE, CLAMP, SUBMIT_ALL, COOP_TASKRUN: Linux 5.19
+_FEATURES = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 5 | 1 << 8  # SINGLE_MMAP, NODROP, SUBMIT_STABLE, FAST_POLL, EXT_ARG
+_BUF_REG = struct.Struct("=QIHH24x")  # io_uring_buf_reg: ring_addr, ring_entries, bgid, flags
+_REGISTER_PBUF_RING = 22
 
 
 def kernel_has_io_uring() -> bool:
-    """Whether this kernel lets this process make a ring, asked without gaio."""
+    """Whether this kernel gives this process what the backend is made of, asked without gaio.
+
+    Any ring is not enough: Linux 5.1 to 5.18 have rings that lack these, and a filter may let only some calls through.
+    """
     if sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None, use_errno=True)
-    parameters = ctypes.create_string_buffer(_SIZE_OF_IO_URING_PARAMS)
-    descriptor = libc.syscall(ctypes.c_long(_SYS_IO_URING_SETUP), ctypes.c_long(4), parameters)
-    if descriptor < 0:
+
+    def call(number: int, *arguments: int | ctypes.Array[ctypes.c_char] | None) -> int:
+        words = [ctypes.c_long(argument) if isinstance(argument, int) else argument for argument in arguments]
+        returned: int = libc.syscall(ctypes.c_long(number), *words)
+        return returned
+
+    params = ctypes.create_string_buffer(_PARAMS.pack(0, 8, _FLAGS, 0, 0, 0), _PARAMS.size)
+    ring = call(_SETUP, 4, params)
+    if ring < 0:
         return False
-    os.close(descriptor)
-    return True
+    try:
+        *_, features = _PARAMS.unpack(params.raw)
+        entries = mmap.mmap(-1, mmap.PAGESIZE)
+        registration = _BUF_REG.pack(ctypes.addressof(ctypes.c_char.from_buffer(entries)), 4, 0, 0)
+        buffers = ctypes.create_string_buffer(registration, _BUF_REG.size)
+        return (
+            features & _FEATURES == _FEATURES
+            and call(_REGISTER, ring, _REGISTER_PBUF_RING, buffers, 1) == 0
+            and call(_ENTER, ring, 0, 0, 0, None, 0) == 0
+        )
+    finally:
+        os.close(ring)
 
 
 def offered() -> dict[str, gaio.Backend]:
