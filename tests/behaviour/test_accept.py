@@ -15,12 +15,12 @@ import gaio
 from tests import child
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.backends import Name
-from tests.peers import Pairs, receive_exactly, reset
+from tests.peers import Pairs, loopback, receive_exactly, reset
 from tests.waiting import LIMIT, Background, wait_until
 
 
 def listen(family: socket.AddressFamily = socket.AF_INET) -> socket.socket:
-    return socket.create_server(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0), family=family)
+    return socket.create_server((loopback(family), 0), family=family)
 
 
 @pytest.fixture
