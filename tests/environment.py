@@ -1,8 +1,8 @@
 """The virtual environments the tests run in, one for each interpreter, under .venv-tests/.
 
 Runs before anything is installed: standard library only. gaio itself is never installed there; the tests use
-the checkout. An environment is used again as long as the extras `test` and
-`examples` of pyproject.toml and the interpreter are the same.
+the checkout. An environment is used again as long as what it holds of the extras of pyproject.toml and the
+interpreter are the same.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class CannotPrepare(Exception):
     """An environment cannot be made; the message says what is missing."""
 
 
-def requirements() -> list[str]:
-    """The extras `test` and `examples` of pyproject.toml.
+def requirements(*extras: str) -> list[str]:
+    """What these extras of pyproject.toml ask for.
 
     tomllib came with Python 3.11, and nothing is installed yet; a TOML array of strings, comments included,
     happens to be a Python list.
     """
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     wanted: list[str] = []
-    for extra in ("test", "examples"):
+    for extra in extras:
         found = re.search(rf"^{extra} = (\[.*?^\])", text, re.MULTILINE | re.DOTALL)
         if found is None:
             raise CannotPrepare(f"pyproject.toml has no `{extra} = [...]` under [project.optional-dependencies]")
@@ -63,12 +63,13 @@ def _run(command: list[str], purpose: str) -> None:
 
 
 def prepare(interpreter: Interpreter, pip_from: Path | None = None) -> Path:
-    """The Python of an environment for this interpreter that holds those extras.
+    """The Python of an environment for this interpreter that holds the extras `test`, `types` and `examples`.
 
     With `pip_from`, the Python of another environment, that one's pip does the installing: the interpreter
-    then needs no ensurepip, which Debian keeps in a package of its own.
+    then needs no ensurepip, which Debian keeps in a package of its own. Types are checked in that other one, so the
+    extra `types` is left out.
     """
-    wanted = requirements()
+    wanted = requirements("test", "examples") if pip_from else requirements("test", "types", "examples")
     folder = ENVIRONMENTS / interpreter.name
     python = folder / "bin" / "python"
     stamp = folder / "installed.json"
