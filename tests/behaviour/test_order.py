@@ -32,10 +32,10 @@ def test_queued_writes_arrive_in_order(watcher: AccountedWatcher, pairs: Pairs) 
 
 @pytest.mark.scenario(6, 7)
 def test_a_long_write_to_a_peer_that_takes_little_at_a_time(watcher: AccountedWatcher, pairs: Pairs) -> None:
-    """Through a window as small as may be: of one of 2 KiB, the kernel makes a probe every 200 ms."""
+    """Through a window as small as may be: of one of 16 KiB, Linux 6.1 makes a probe every 200 ms."""
     conn, peer = pairs.tcp()
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
-    payload = pattern(64 * MIB)
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    payload = pattern(32 * MIB)
     receiving = Background(lambda: receive_exactly(peer, len(payload)))
     write = watcher.write(conn, payload)
     assert watcher.finish(write) == [write]
