@@ -31,11 +31,14 @@ def test_the_result_says_that_the_buffer_is_on_loan(watcher: AccountedWatcher, p
 def test_views_of_a_batch_stay_intact_while_the_next_ones_arrive(
     backend: Name, pairs: Pairs, swap_size: int
 ) -> None:
-    """Each batch is looked at only after the watcher thread has received all of the next."""
-    ends = [pairs.unix() for _ in range(50)]
+    """Each batch is looked at only after the watcher thread has received all of the next.
+
+    Two batches are no more messages than the 64 buffers that io_uring has at first: before Linux 6.12 each takes one.
+    """
+    ends = [pairs.unix() for _ in range(32)]
     chooser = random.Random(swap_size)
-    expected = dict.fromkeys(range(50), b"")
-    received = dict.fromkeys(range(50), b"")
+    expected = dict.fromkeys(range(len(ends)), b"")
+    received = dict.fromkeys(range(len(ends)), b"")
 
     with gaio.Watcher(swap_size=swap_size, backend=backend) as watcher:
 
@@ -46,7 +49,7 @@ def test_views_of_a_batch_stay_intact_while_the_next_ones_arrive(
 
         def next_round() -> None:
             for number, (conn, peer) in enumerate(ends):
-                message = chooser.randbytes(chooser.randrange(1, min(2000, swap_size)))
+                message = chooser.randbytes(chooser.randrange(1, min(3000, swap_size)))
                 expected[number] += message
                 watcher.read(conn, context=number)
                 peer.sendall(message)
@@ -149,7 +152,13 @@ def test_waiting_reads_take_no_memory_of_the_arena(make_watcher: MakeWatcher, pa
     for number, (_, peer) in enumerate(ends):
         peer.sendall(b"%04d" % number)
     watcher.finish(*reads)
-    assert [read.data for read in reads] == [b"%04d" % number for number in range(300)]
+    for number, ((conn, _), read) in enumerate(zip(ends, reads, strict=True)):
+        received = read.data
+        while len(received) < 4:  # the arena may give less room than there are bytes
+            rest = watcher.read(conn)
+            watcher.finish(rest)
+            received += rest.data
+        assert received == b"%04d" % number
 
 
 def test_a_failed_read_lends_nothing(watcher: AccountedWatcher, pairs: Pairs) -> None:
