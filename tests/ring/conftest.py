@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
+from collections.abc import Iterator
 from typing import Protocol
 
 import pytest
@@ -45,6 +47,21 @@ def make_ring(make_watcher: MakeWatcher, monkeypatch: pytest.MonkeyPatch) -> Mak
             return make_watcher(swap_size)
 
     return make
+
+
+@contextlib.contextmanager
+def holding_the_watch(watcher: AccountedWatcher) -> Iterator[None]:
+    """Nobody else takes a turn meanwhile.
+
+    The watch is asked for as wait_io() does: the watcher thread may have it, asleep in the kernel, and would sleep on.
+    """
+    loop = watcher.watcher._loop
+    if not loop.watch.acquire(False):
+        loop.take_over()
+    try:
+        yield
+    finally:
+        loop.watch.release()
 
 
 def refuse_incremental_buffers(libc: FaultyLibc) -> None:

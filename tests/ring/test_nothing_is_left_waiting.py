@@ -18,7 +18,7 @@ from tests.interruption.opcodes import Opcode, Strike, at_opcodes, interrupted_a
 from tests.interruption.world import World
 from tests.nest import Nest
 from tests.peers import Pairs, pattern, receive_exactly
-from tests.ring.conftest import MakeRing
+from tests.ring.conftest import MakeRing, holding_the_watch
 from tests.waiting import Background
 
 MESSAGE = pattern(1 << 20)
@@ -65,7 +65,7 @@ def test_reads_that_found_no_buffer_behind_others_that_take_none(
     for _, sender in in_vain:
         sender.send(b"!", socket.MSG_OOB)
     peer.send(b"x")
-    with watcher.watcher._loop.watch:  # all of them in one turn
+    with holding_the_watch(watcher):  # all of them in one turn
         reads = [watcher.read(reader) for reader, _ in full]
         for reader, _ in in_vain:
             watcher.read(reader)
@@ -75,11 +75,12 @@ def test_reads_that_found_no_buffer_behind_others_that_take_none(
     assert read.data == b"x"
 
 
+@pytest.mark.usefixtures("thread_acts_when_told")
 def test_results_of_making_room(make_ring: MakeRing, pairs: Pairs) -> None:
     """The ring is so small that the way to wake it has no place beside the only request."""
     watcher = make_ring(entries=2, cq_entries=2)
     ends = [pairs.unix() for _ in range(2)]
-    with watcher.watcher._loop.watch:
+    with holding_the_watch(watcher):
         ring: Any = watcher.watcher._loop.backend
         assert not ring._wake_armed
         for conn, _ in ends:
@@ -95,7 +96,7 @@ def test_a_wakeup_that_was_taken_in_making_room(make_ring: MakeRing, pairs: Pair
     watcher = make_ring(entries=4, cq_entries=64)
     ends = [pairs.unix() for _ in range(10)]
     turn = watcher.watcher._loop.turn
-    with watcher.watcher._loop.watch:
+    with holding_the_watch(watcher):
         ring: Any = watcher.watcher._loop.backend
         turn(0)
         assert ring._wake_armed

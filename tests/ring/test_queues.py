@@ -12,7 +12,7 @@ import pytest
 import gaio
 from gaio.platform import _io_uring
 from tests.peers import Pairs, pattern, receive_exactly
-from tests.ring.conftest import MakeRing
+from tests.ring.conftest import MakeRing, holding_the_watch
 from tests.waiting import Background, wait_until
 
 pytestmark = pytest.mark.scenario(19, on="io_uring")
@@ -158,7 +158,7 @@ def test_a_wake_up_that_the_kernel_gave_up_is_armed_again(make_ring: MakeRing, p
         ends = [pairs.unix() for _ in range(20)]
         reads = [watcher.read(conn) for conn, _ in ends]
         assert watcher.wait(0) == []
-        with loop.watch:  # so that nobody makes room meanwhile
+        with holding_the_watch(watcher):  # so that nobody makes room meanwhile
             for _, peer in ends:
                 peer.send(b"x")
             ring._enter(ring._enter_now, 0)
