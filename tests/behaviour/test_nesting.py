@@ -136,7 +136,7 @@ class TestDeadlines:
 
     def test_one_that_was_set_before_nesting(self, watcher: AccountedWatcher, pairs: Pairs) -> None:
         read = watcher.read(pairs.tcp()[0], timeout=1)
-        assert watcher.wait(0) == []
+        watcher.wait(0)  # to nothing, unless this machine is held up for that second
         nest = Nest(watcher)
         nest.finish(read)
         assert isinstance(read.error, gaio.DeadlineError)

@@ -160,7 +160,7 @@ def test_a_consumer_about_to_sleep_overlooks_no_request(watcher: AccountedWatche
         receiving = Background(partial(receive_exactly, peer, rounds))
         count = 0
         while count < 2 * rounds:
-            batch = watcher.wait(5)
+            batch = watcher.wait(LIMIT)
             assert batch, f"nothing happened any more after {count} results: {watcher.watcher.stats()}"
             count += len(batch)
             finished.release(len(batch))

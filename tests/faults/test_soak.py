@@ -11,6 +11,7 @@ import pytest
 
 from tests import backends, soak
 from tests.environment import ROOT
+from tests.waiting import LIMIT
 
 SECONDS = float(os.environ.get("GAIO_TEST_SOAK", "120"))
 
@@ -25,7 +26,7 @@ def test_nothing_grows() -> None:
         command += ["--backend", name]
     # Beside other tests it takes what they leave.
     command = ["nice", "-n", "10", *command]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS + 40, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS + 3 * LIMIT, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
     for name in chosen:
         assert f"nothing rose in {SECONDS / 60:g} minutes on {name}\n" in done.stdout

@@ -13,7 +13,7 @@ import gaio
 from gaio.platform import _io_uring
 from tests.peers import Pairs, pattern, receive_exactly
 from tests.ring.conftest import MakeRing, holding_the_watch
-from tests.waiting import Background, wait_until
+from tests.waiting import LIMIT, Background, wait_until
 
 pytestmark = pytest.mark.scenario(19, on="io_uring")
 
@@ -108,7 +108,7 @@ def test_cancellations_beyond_the_submission_queue(make_ring: MakeRing, pairs: P
     watcher = make_ring(entries=2, cq_entries=4)
     ends = [pairs.unix() for _ in range(100)]
     reads = [watcher.read(conn, timeout=0.05 if number % 2 else None) for number, (conn, _) in enumerate(ends)]
-    assert watcher.wait(0) == []
+    watcher.wait(0)  # to nothing as a rule; on a machine that is held up, deadlines may have passed by now
     for conn, _ in ends[::2]:
         watcher.free(conn)
     watcher.finish(*reads)
@@ -127,12 +127,12 @@ def test_waking_up_through_a_full_queue(make_ring: MakeRing, pairs: Pairs) -> No
     def submit(number: int) -> None:
         for _ in range(rounds):
             watcher.write(ends[number][0], b"x")
-            assert answered[number].acquire(timeout=30)
+            assert answered[number].acquire(timeout=LIMIT)
 
     submitting = [Background(partial(submit, number)) for number in range(8)]
     finished = 0
     while finished < rounds * 8:
-        batch = watcher.wait(10)
+        batch = watcher.wait(LIMIT)
         assert batch, "a submitter was not heard"
         for request in batch:
             assert request.result is not None
@@ -166,7 +166,7 @@ def test_a_wake_up_that_the_kernel_gave_up_is_armed_again(make_ring: MakeRing, p
             ring.wake()
             wait_until(given_up, "the kernel to give up the wake-up, without which this would prove nothing")
         watcher.finish(*reads)
-        harvesting = Background(lambda: watcher.wait(10))
+        harvesting = Background(lambda: watcher.wait(LIMIT))
         wait_until(lambda: loop.sleeping, "the consumer to sleep in the kernel")
         conn, peer = ends[0]
         write = watcher.write(conn, b"heard")
