@@ -130,7 +130,8 @@ class TestDeadlines:
 
     def test_a_later_one_is_kept_too(self, nest: Nest, pairs: Pairs) -> None:
         reads = [nest.watcher.read(pairs.tcp()[0], timeout=0.02 * number) for number in range(10)]
-        assert nest.finish(*reads) == reads
+        # In this order where each is looked at in time; a machine that is held up finds several passed at once.
+        assert set(nest.finish(*reads)) == set(reads)
         assert all(isinstance(read.error, gaio.DeadlineError) for read in reads)
         nest.settle()
 
