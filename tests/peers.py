@@ -6,10 +6,12 @@ import contextlib
 import functools
 import os
 import random
+import select
 import socket
 import struct
 import unittest
 import weakref
+from collections.abc import Iterable
 from typing import IO, Protocol
 
 from tests.waiting import LIMIT
@@ -34,6 +36,13 @@ def receive_exactly(sock: socket.socket, size: int) -> bytes:
         assert count, f"the stream ended {len(view)} bytes early"
         view = view[count:]
     return bytes(data)
+
+
+def wait_for_bytes(conns: Iterable[socket.socket]) -> None:
+    """Until each has some. The kernel may be late with what was sent over loopback, on a machine that is busy."""
+    for conn in conns:
+        ready, _, _ = select.select([conn], [], [], LIMIT)
+        assert ready, "sent over loopback, and never come"
 
 
 def receive_until_eof(sock: socket.socket) -> bytes:

@@ -12,6 +12,7 @@ from tests import backends
 from tests.accounting import Request
 from tests.interruption.opcodes import Opcode, Strike, at_opcodes, interrupted_at
 from tests.interruption.world import World
+from tests.peers import wait_for_bytes
 
 pytestmark = [
     pytest.mark.slow,
@@ -83,6 +84,7 @@ def test_deadlines_of_reads_that_want_a_buffer() -> None:
             ends = [world.pairs.tcp() for _ in MESSAGES]
             for message, (_, peer) in zip(MESSAGES, ends, strict=True):
                 peer.sendall(message)
+            wait_for_bytes(conn for conn, _ in ends)
             reads = [world.watcher.read(conn, timeout=0) for conn, _ in ends]
             strike = interrupted_at(at, lambda: world.watcher.finish(*reads))
             world.watcher.finish(*reads)

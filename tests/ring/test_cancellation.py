@@ -18,7 +18,7 @@ from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.faulty_libc import FaultyLibc, enters_ring
 from tests.interruption.opcodes import Opcode, Strike, at_opcodes, told_of_opcodes
 from tests.interruption.world import World
-from tests.peers import Pairs, pattern, receive_exactly
+from tests.peers import Pairs, pattern, receive_exactly, wait_for_bytes
 from tests.ring.conftest import MakeRing, holding_the_watch
 from tests.waiting import Background, wait_until
 
@@ -47,6 +47,7 @@ def test_the_deadline_of_reads_that_wait_for_a_buffer(
     ends = [pairs.tcp() for _ in range(5)]
     for _, peer in ends:
         peer.sendall(bytes(64))
+    wait_for_bytes(conn for conn, _ in ends)
     reads = [watcher.read(conn, timeout=0) for conn, _ in ends]
     watcher.finish(*reads)
     assert [(read.data, read.error) for read in reads] == [(bytes(64), None)] * 5
