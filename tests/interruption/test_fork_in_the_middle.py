@@ -10,6 +10,7 @@ import pytest
 
 from tests import child
 from tests.backends import Name
+from tests.waiting import LIMIT
 
 pytestmark = [pytest.mark.slow, pytest.mark.scenario(12)]
 
@@ -128,4 +129,6 @@ REFUSED = "(gaio.WatcherClosedError,)"
 def test_fork_at_every_line(backend: Name, call: str, lines: int, outcomes: str) -> None:
     # Python 3.12 and newer warn of fork() in a process with threads, which is just what this is about.
     code = PROGRAM.format(backend=backend, call=call, lines=lines, outcomes=outcomes, handing_over=HANDING_OVER)
-    assert child.output_of(code, "-W", "ignore::DeprecationWarning") == "0"
+    # A process for each line: ten seconds, and many times that where a fork is dear.
+    done = child.run_for(5 * LIMIT, code, "-W", "ignore::DeprecationWarning")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
