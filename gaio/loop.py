@@ -503,11 +503,8 @@ class Loop:
             if self.watch.acquire(False) and self.cut_short:
                 self.backend.settle()  # errno is this thread's own
         finally:
-            try:
-                while True:
-                    self.watch.release()
-            except RuntimeError:
-                pass  # not, or no longer, this thread's
+            release_all(self.delegation)
+            release_all(self.watch)
             if self.nested:
                 # What made the descriptor readable may be taken, and the alarm set but not told of: begin anew.
                 self.backend.wake()
@@ -947,14 +944,20 @@ class Loop:
 
     def withdraw(self, request: OpResult) -> bool:
         """Take back a request that was submitted to a closed loop; False when it has got its result already."""
-        with self.watch:
-            if self.cut_short and self.closed and not self.is_inside():
-                self.shut()  # an interruption may have left the request with its result, but in the inbox still
-            if self.closed and request in self.inbox:
-                self.inbox.remove(request)
-                if request._deadline is not None:
-                    request._deadline.request = None
-                return True
+        is_inside = self.is_inside()
+        try:
+            with self.watch:
+                if self.cut_short and self.closed and not is_inside:
+                    self.shut()  # an interruption may have left the request with its result, but in the inbox still
+                if self.closed and request in self.inbox:
+                    self.inbox.remove(request)
+                    if request._deadline is not None:
+                        request._deadline.request = None
+                    return True
+        except BaseException:
+            if not is_inside:
+                release_all(self.watch)
+            raise
         return False
 
     def abandon(self) -> None:
@@ -1166,6 +1169,17 @@ def _unless_held_by_another(lock: threading.RLock) -> threading.RLock:
         lock.release()
         return lock
     return threading.RLock()
+
+
+def release_all(lock: threading.RLock) -> None:
+    """However often this thread has it. CPython 3.14 runs signal handlers between the __enter__() of a `with` and its
+    block: an exception of theirs leaves a lock held that nobody else will release.
+    """
+    try:
+        while True:
+            lock.release()
+    except RuntimeError:
+        pass  # not, or no longer, this thread's
 
 
 def _is_ours(frame: FrameType) -> bool:

@@ -39,7 +39,7 @@ from gaio.errors import (
     UnsupportedConnError,
     WatcherClosedError,
 )
-from gaio.loop import SIGNAL_LATENCY, DevelopmentLoop, FreeThreadedLoop, HandBack, Loop, Release
+from gaio.loop import SIGNAL_LATENCY, DevelopmentLoop, FreeThreadedLoop, HandBack, Loop, Release, release_all
 from gaio.memory import COPY_LIMIT, SocketAddress, memory_for_write, pin_for_read
 from gaio.platform import DATAGRAM, FILE, SEQPACKET, _libc, _sockaddr
 from gaio.platform._affinity import set_thread_affinity
@@ -466,6 +466,7 @@ class Watcher:
                 loop.inside.discard(thread)
         except BaseException as error:
             if outermost:
+                release_all(loop.delegation)
                 loop.inside.discard(thread)
             loop.unless_abandoned(error)
             raise

@@ -233,7 +233,7 @@ POLLED = 3  # it has been polled: go ahead
 ENTRIES, CQ_ENTRIES = 256, 1024
 FEW_ENTRIES, FEW_CQ_ENTRIES = 64, 256
 # In seconds: the kernel gives a closed ring's memory back in the background, 80 ms later and more where it is busy.
-GIVEN_BACK_BY_THEN = 0.5
+GIVEN_BACK_BY_THEN = 1.0
 # So many completions are taken at a time, for the reasons that MAX_EVENTS of epoll has; the rest stays in the CQ.
 MAX_COMPLETIONS = 256
 BUFFER_GROUP = 0
@@ -969,8 +969,7 @@ class IoUringBackend:
         )
 
     def close(self) -> None:
-        global _last_closed
-        _last_closed = monotonic()
+        _last_closed[0] = monotonic()
         self._let_go()
 
     def _let_go(self) -> None:
@@ -1046,7 +1045,7 @@ class OwnMemory:
 
 
 _left_to_children: list[mmap.mmap] = []
-_last_closed = -math.inf  # when a ring of this process was closed, by the monotonic clock
+_last_closed = [-math.inf]  # when a ring of this process was closed, by the monotonic clock
 
 
 def open_backend(arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> IoUringBackend:
@@ -1064,7 +1063,7 @@ def open_backend(arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> IoU
                 if error.errno != errno.ENOMEM:
                     raise
                 refusal = str(error.strerror)  # not the error: its traceback would keep what was opened
-        if monotonic() > _last_closed + GIVEN_BACK_BY_THEN:
+        if monotonic() > _last_closed[0] + GIVEN_BACK_BY_THEN:
             raise OSError(errno.ENOMEM, refusal)
         sleep(0.001)
 

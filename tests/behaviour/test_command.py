@@ -8,13 +8,11 @@ import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import gaio
-from gaio.__main__ import musl
 from tests import backends, child
 
 COMMAND = """
@@ -124,15 +122,6 @@ def test_few_descriptors(limit: int) -> None:
     assert (done.returncode, done.stderr) == (1, "")
     facts = json.loads(done.stdout)
     assert os.strerror(errno.EMFILE) in f"{facts['why']} {facts['failure']}"
-
-
-def test_musl_by_its_loader(tmp_path: Path) -> None:
-    """Which says so where errors go, and fails: ldso/dynlink.c of musl."""
-    loader = tmp_path / "ld-musl-x86_64.so.1"
-    assert musl(str(loader)) == "musl"
-    loader.write_text("#!/bin/sh\nprintf 'musl libc (x86_64)\\nVersion 1.2.5\\nDynamic' >&2; exit 1\n")
-    loader.chmod(0o755)
-    assert musl(str(loader)) == "musl 1.2.5"
 
 
 def test_an_echo_that_fails() -> None:
