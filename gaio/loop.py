@@ -424,7 +424,7 @@ class Loop:
                 del failure  # a cycle, as in begin()
         undelivered = self.delivery
         if undelivered is None:
-            self.backend.give_back()
+            self.backend.recycle()
             self.delivered = (self.completions, self.batches)
         else:
             self.completions, self.batches = self.delivered
@@ -446,7 +446,7 @@ class Loop:
                 more -= 1
                 timeout = 0
                 continue
-            self.backend.nothing_came()
+            self.backend.recycle_unused()
             if deadline is not None:
                 timeout = deadline - monotonic()
                 if timeout <= 0:
@@ -458,7 +458,7 @@ class Loop:
             raise WatcherClosedError("the watcher is closed and all its results have been delivered")
         self.delivery = batch
         self.outbox = []
-        self.backend.hand_over()
+        self.backend.lend()
         if batch:
             self.completions += len(batch)
             self.batches += 1
@@ -501,7 +501,7 @@ class Loop:
         self.visits += 1
         try:
             if self.watch.acquire(False) and self.cut_short:
-                self.backend.settle()  # errno is this thread's own
+                self.backend.recover()  # errno is this thread's own
         finally:
             release_all(self.delegation)
             release_all(self.watch)
@@ -935,7 +935,7 @@ class Loop:
         self.cut_short = True
         self.admit(self.inbox.copy())
         self.cut_short = False
-        # Out of reach before it is closed: to settle() a ring that is no longer mapped would be fatal.
+        # Out of reach before it is closed: to recover() a ring that is no longer mapped would be fatal.
         self.retired = self.backend
         self.backend = CLOSED_BACKEND
         self.retired.close()
@@ -1019,7 +1019,7 @@ class Loop:
         """Put right what a turn left that was cut short: requests that are in two places, steps half done."""
         backend = self.backend
         self.sleeping = AWAKE
-        held = backend.settle()
+        held = backend.recover()
         finished = {id(request) for request in self.outbox}
         for request in self.outbox:
             if request._deadline is not None:
@@ -1128,16 +1128,16 @@ class _ClosedBackend:
     def register(self, _: Connection) -> None:
         raise WatcherClosedError("the watcher was closed meanwhile")
 
-    def settle(self) -> list[OpResult]:
+    def recover(self) -> list[OpResult]:
         return []
 
     def start(self, requests: list[OpResult]) -> None: ...
     def cancel(self, request: OpResult) -> None: ...
     def wait(self, timeout: float | None) -> None: ...
     def wake(self) -> None: ...
-    def hand_over(self) -> None: ...
-    def give_back(self) -> None: ...
-    def nothing_came(self) -> None: ...
+    def lend(self) -> None: ...
+    def recycle(self) -> None: ...
+    def recycle_unused(self) -> None: ...
     def close(self) -> None: ...
     def abandon(self) -> None: ...
 

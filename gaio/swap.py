@@ -4,7 +4,7 @@
     batch 6  in delivery      the views that the last wait_io() returned point here
     the rest  free
 
-`hand_over()` closes the batch being written when it is delivered; `give_back()` frees what was delivered before,
+`lend()` closes the batch being written when it is delivered; `recycle()` frees what was delivered before,
 at the next `wait_io()`. A segment carries the number of the batch it was last written in, and is free when that
 batch has been given back. So an exception between any two bytecodes leaves the arena as it was, as it shall be, or
 with a segment that is out of use for one batch.
@@ -45,7 +45,7 @@ class SwapArena:
         "size",
         "segments",
         "writing",
-        "_given_back",
+        "_recycled",
         "_enough",
         "_storage",
         "_address",
@@ -63,7 +63,7 @@ class SwapArena:
         self._storage = SwapMemory(-1, size * self._most, mmap.MAP_PRIVATE)
         self._address = self._storage.address
         self.writing = 0  # the batch being written
-        self._given_back = -1  # batches up to this one are free
+        self._recycled = -1  # batches up to this one are free
         # A segment with less room than this counts as full: small messages fill it to the last sixteenth,
         # and a bulk transfer is not cut into crumbs at its end.
         self._enough = max(1, size // 16)
@@ -91,7 +91,7 @@ class SwapArena:
         segments = self.segments
         place = (self._place + 1) % len(segments)
         segment = segments[place]
-        if segment.batch > self._given_back:
+        if segment.batch > self._recycled:
             count = len(segments)
             if count == self._most:
                 if self._spare is None:
@@ -106,10 +106,10 @@ class SwapArena:
         self._current = segment
         return segment
 
-    def hand_over(self) -> None:
+    def lend(self) -> None:
         """What was written so far is being delivered: write no more behind it."""
         self.writing += 1
 
-    def give_back(self) -> None:
+    def recycle(self) -> None:
         """Everything handed over may be written again."""
-        self._given_back = self.writing - 1
+        self._recycled = self.writing - 1

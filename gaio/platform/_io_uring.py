@@ -18,7 +18,7 @@ Facts about io_uring that shaped this file
       as it has bytes, and the next one begins behind it; before that it took the whole buffer. How far they have
       been consumed is counted here and not read from IORING_CQE_F_BUF_MORE: kernels disagree on that flag where
       nothing was received. Before Linux 6.2 the CQE of a receive that fails may come before those of earlier ones, and
-      before 6.12 it may name a buffer, which nothing has been written to: see nothing_came().
+      before 6.12 it may name a buffer, which nothing has been written to: see recycle_unused().
     * A file may be read by a kernel worker that takes its buffer at the start, so files do without: they are polled,
       and then read into memory of their own.
     * A request that waits in the ring and is woken 128 times in vain is handed to a kernel thread, which blocks in it,
@@ -30,7 +30,7 @@ Facts about io_uring that shaped this file
       a poll, and a write that finds no room is told of it by an epoll(7), which the ring polls. What is left of the
       trap: a socket that polls as failed for ever, for an error queue that nobody fetches (SO_TIMESTAMPING,
       IP_RECVERR), costs processor time while a request of it is pending, and before Linux 6.12 a whole buffer each
-      time, until nothing_came(). So does a write that is refused though its descriptor polls as writable: one to an
+      time, until recycle_unused(). So does a write that is refused though its descriptor polls as writable: one to an
       eventfd with room for smaller numbers only.
     * An accept that waits in the ring installs the new descriptor when a client comes, not when the CQE is reaped: a
       child that is forked in between has it as well, with nobody to close it.
@@ -400,7 +400,7 @@ class IoUringBackend:
         _libc.not_for_children(self._ring_memory)
         self._buffer_tail = memoryview(self._ring_memory)[BUF_RING_TAIL : BUF_RING_TAIL + 2].cast("H")
         self._buffer_in = [0] * most  # which buffer each entry of the ring holds
-        self._handed_over = 0  # provided buffers consumed up to the batch in the caller's hands
+        self._lent = 0  # provided buffers consumed up to the batch in the caller's hands
         self._too_few_buffers = False
         for index in range(at_first):
             self._write_buffer_entry(index, index)
@@ -496,7 +496,7 @@ class IoUringBackend:
         self._finish_shutdown()
 
     def _finish_shutdown(self) -> None:
-        """Also from settle(), in the thread whose errno it is: a second attempt may fail where this one did not."""
+        """Also from recover(), in the thread whose errno it is: a second attempt may fail where this one did not."""
         request = self._shutting_down
         if request is not None and self._returned:
             request._result = -ctypes.get_errno() if self._returned[0] < 0 else 0
@@ -596,7 +596,7 @@ class IoUringBackend:
             self._make_room()
             self.cancel(request)  # it may have come back meanwhile
             return
-        # Before the next line: settle() undoes that.
+        # Before the next line: recover() undoes that.
         self._batch = [_NoRequest(partial(self._cancelling.discard, queue.token))]
         self._cancelling.add(queue.token)
         self._write_entries([SQE.pack(_ASYNC_CANCEL, -1, 0, queue.token, 0, 0, _CANCELLATION | queue.token, 0)])
@@ -641,7 +641,7 @@ class IoUringBackend:
         writable = self._writability.look()
         requests = []
         for fd in writable:
-            request = self._blocked.pop(fd, None)  # from here on with neither, until it is started: see settle()
+            request = self._blocked.pop(fd, None)  # from here on with neither, until it is started: see recover()
             if request is not None:
                 request._queue.ready = POLLED
                 requests.append(request)
@@ -691,7 +691,7 @@ class IoUringBackend:
         """Whether reads are parked for want of a swap buffer though there are some.
 
         Those that were started to take them have found nothing to receive: a peer can arrange that by urgent data,
-        for which a socket polls as readable. No result comes of these, so no give_back() that the rest could wait for.
+        for which a socket polls as readable. No result comes of these, so no recycle() that the rest could wait for.
         """
         return self._reaped[1] < self._provided[0] and any(self._parked.values())
 
@@ -706,7 +706,7 @@ class IoUringBackend:
             if lacks_buffer:
                 if not buffers:
                     self._too_few_buffers = True
-                    continue  # the next give_back() is for these
+                    continue  # the next recycle() is for these
                 buffers -= 1
             requests.append(request)
         return requests
@@ -749,7 +749,7 @@ class IoUringBackend:
         """Have the ring poll a descriptor of our own; `armed` is the attribute that says so."""
         if (self._sq_tail - self._ksq_head[0]) & _MASK32 >= self._sq_entries:
             self._make_room()
-        self._batch = [_NoRequest(partial(setattr, self, armed, False))]  # before the next line: settle() undoes that
+        self._batch = [_NoRequest(partial(setattr, self, armed, False))]  # before the next line: recover() undoes that
         setattr(self, armed, True)
         self._write_entries([SQE.pack(_POLL_ADD, fd, 0, 0, flags, _POLLIN, token, 0)])
 
@@ -894,18 +894,18 @@ class IoUringBackend:
 
     # --- the rest of the contract ---------------------------------------------------------------------------
 
-    def hand_over(self) -> None:
-        self._handed_over = self._reaped[1]
-        # What wants a buffer waits for give_back(), and what the kernel was too short of memory to take for another
+    def lend(self) -> None:
+        self._lent = self._reaped[1]
+        # What wants a buffer waits for recycle(), and what the kernel was too short of memory to take for another
         # enter: a loop that this is nested in must come back for that. Of the end of a cancellation or of a connect()
         # the ring tells it.
         held_up = self._parked and (self._unpark or any(self._parked.values()))
         if held_up or self._ksq_head[0] != self._sq_tail:
             self.wake()
 
-    def give_back(self) -> None:
+    def recycle(self) -> None:
         tail, count = self._provided
-        before, tail = tail, self._handed_over + count
+        before, tail = tail, self._lent + count
         for index in range(before, tail):
             self._write_buffer_entry(index, self._buffer_in[(index - count) & self._buffer_mask])
         if self._too_few_buffers:
@@ -923,12 +923,12 @@ class IoUringBackend:
         if self._parked:
             self._unpark = True
 
-    def nothing_came(self) -> None:
-        if self._handed_over != self._reaped[1]:
-            self._handed_over = self._reaped[1]
-            self.give_back()
+    def recycle_unused(self) -> None:
+        if self._lent != self._reaped[1]:
+            self._lent = self._reaped[1]
+            self.recycle()
 
-    def settle(self) -> list[Any]:
+    def recover(self) -> list[Any]:
         self._finish_shutdown()
         self._returned.clear()
         tail = self._sq_tail_word[0]
@@ -1005,7 +1005,7 @@ def _lacks_room(request: Any, queue: Any, kind: int) -> bool:
 
 
 class _NoRequest:
-    """Stands in `_batch` for an entry that is no request's, so that settle() takes back what tells of it, should it
+    """Stands in `_batch` for an entry that is no request's, so that recover() takes back what tells of it, should it
     never become the kernel's.
     """
 

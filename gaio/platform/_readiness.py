@@ -19,7 +19,7 @@ Facts about interruption
     there by C code; `_conclude` turns it into a result, and doing it twice changes nothing: the view and the
     arena's fill are computed from the start of the attempt, and `completed` takes a request only once.
     A call that returned -1 moved nothing and could be made again, but the kernel tells an error of the connection
-    only once; so settle(), which is called first in the thread that was interrupted, still finds it in errno.
+    only once; so recover(), which is called first in the thread that was interrupted, still finds it in errno.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class ReadinessBackend(ABC):
         if queue.outbound:
             queue.ready = READY  # what follows may need no room, as another connect(2): it must not wait for an edge
 
-    def settle(self) -> list[Any]:
+    def recover(self) -> list[Any]:
         request: Any = self._attempted
         if request is not None:
             error = ctypes.get_errno()
@@ -208,15 +208,15 @@ class ReadinessBackend(ABC):
                     queue.waiting = None  # it is started again, or ended: an edge must not find it
         return []  # nothing is ever left with the kernel
 
-    def hand_over(self) -> None:
-        self._arena.hand_over()
+    def lend(self) -> None:
+        self._arena.lend()
         if self._short_of_memory:
             self.wake()  # it is to be tried again by time: a loop that this is nested in must come back for that
 
-    def give_back(self) -> None:
-        self._arena.give_back()
+    def recycle(self) -> None:
+        self._arena.recycle()
 
-    nothing_came = give_back  # which then changes nothing: room is taken only by bytes that come
+    recycle_unused = recycle  # which then changes nothing: room is taken only by bytes that come
 
     @abstractmethod
     def wake(self) -> None: ...

@@ -28,9 +28,9 @@ def test_views_stay_intact_until_the_next_batch_is_fetched(
     stamp = 0
     for kind, length, whole in steps:
         if kind == "deliver":
-            arena.give_back()  # as wait_io() does first: the batch before is the caller's no longer
+            arena.recycle()  # as wait_io() does first: the batch before is the caller's no longer
             delivered = []
-            arena.hand_over()
+            arena.lend()
             delivered, written = written, []
         else:
             segment = arena.room(whole)
@@ -70,8 +70,8 @@ def test_memory_that_was_given_back_is_used_again() -> None:
         segment = arena.room()
         assert segment.batch >= 0, "batch after batch fits into the arena when each is given back"
         segment.used += 60
-        arena.give_back()
-        arena.hand_over()
+        arena.recycle()
+        arena.lend()
     assert len(arena.segments) == 2, "one in delivery and one being written"
 
 
@@ -82,6 +82,6 @@ def test_the_arena_grows_to_what_the_largest_batch_takes_and_no_further() -> Non
             segment = arena.room()
             assert segment.batch >= 0
             segment.used = segment.size
-        arena.give_back()
-        arena.hand_over()
+        arena.recycle()
+        arena.lend()
     assert len(arena.segments) == 2 * 20
