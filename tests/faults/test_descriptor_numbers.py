@@ -226,6 +226,7 @@ def test_the_number_becomes_a_stranger_s_while_it_is_handed_over(make_watcher: M
     watcher = make_watcher()
     sock, _ = pairs.unix()
     stranger, stranger_peer = pairs.unix()
+    pairs.also_close(stranger)
     conn = HandedOverSlowly(sock)
     submitting = Background(partial(watcher.write, conn, b"misdirected"))
     assert conn.asked.wait(LIMIT)
