@@ -44,7 +44,7 @@ class RequestQueue:
         self.token = connection.token + 1 if outbound else connection.token
         self.outbound = outbound
         self.head: OpResult | None = None
-        self.tail: OpResult | None = None if connection.overtaken is None else NO_MORE
+        self.tail: OpResult | None = None if connection.close_reason is None else NO_MORE
         # For the backend: a fresh descriptor is taken for writable. One that is not open for reading never becomes
         # readable, so it is tried at once and says so.
         self.ready = 1 if outbound or (connection.kind == FILE and is_write_only(connection.fd)) else 0
@@ -53,9 +53,9 @@ class RequestQueue:
 
 
 class Connection:
-    """A delegated descriptor. All of it but `conn` and `key` belongs to whoever has the watch."""
+    """A delegated descriptor. All of it but `conn` and `key` belongs to the leader."""
 
-    __slots__ = ("fd", "token", "kind", "peer", "key", "conn", "finalizer", "reads", "writes", "overtaken")
+    __slots__ = ("fd", "token", "kind", "peer", "key", "conn", "finalizer", "reads", "writes", "close_reason")
 
     def __init__(self, conn: Any, fd: int, kind: int, token: int) -> None:
         self.fd = fd  # ours: closed exactly once, when the last request has come back
@@ -65,7 +65,7 @@ class Connection:
         self.key = id(conn)
         self.conn = weakref.ref(conn)
         self.finalizer: weakref.finalize[Any, Any] | None = None
-        self.overtaken: type[GaioError] | None = None  # why it takes no more requests, None while it does
+        self.close_reason: type[GaioError] | None = None  # why it takes no more requests, None while it does
         self.reads = RequestQueue(self, outbound=False)
         self.writes: RequestQueue | None = None  # most idle connections never write
 
@@ -93,10 +93,10 @@ class Connection:
 class ClosedConnection:
     """What the queues of a closed connection know of it, for requests that come too late."""
 
-    __slots__ = ("overtaken", "token")
+    __slots__ = ("close_reason", "token")
 
     def __init__(self, connection: Connection) -> None:
-        self.overtaken = connection.overtaken
+        self.close_reason = connection.close_reason
         self.token = connection.token
 
 

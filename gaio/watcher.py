@@ -1,13 +1,10 @@
 """The Watcher: what a caller holds. The methods stand in the order of a request's life.
 
-    caller --> read/write --> delegate (once a connection) --> submit --> [gaio/loop.py] --> wait_io --> caller
+    caller --> read/write --> [delegation.py, once a connection] --> submit --> [leader.py] --> wait_io --> caller
 """
 
 from __future__ import annotations
 
-import atexit
-import errno
-import itertools
 import os
 import socket
 import sys
@@ -17,31 +14,13 @@ from ctypes import get_errno, set_errno
 from functools import partial
 from time import monotonic
 
-from gaio import platform
-from gaio.connection import (
-    Connection,
-    RequestQueue,
-    check_connected,
-    check_file,
-    check_kind,
-    descriptor_of,
-    family_to_connect,
-    flush_now,
-    kind_of,
-    peer_of,
-    reference_of,
-)
+from gaio import platform, process
 from gaio.deadlines import Deadline
-from gaio.errors import (
-    BackendUnavailableError,
-    ConnClosedError,
-    InvalidCPUError,
-    UnsupportedConnError,
-    WatcherClosedError,
-)
-from gaio.loop import SIGNAL_LATENCY, DevelopmentLoop, FreeThreadedLoop, HandBack, Loop, Release, release_all
-from gaio.memory import COPY_LIMIT, SocketAddress, memory_for_write, pin_for_read
-from gaio.platform import DATAGRAM, FILE, SEQPACKET, _libc, _sockaddr
+from gaio.delegation import CLOSED, Delegation, make_socket
+from gaio.errors import BackendUnavailableError, ConnClosedError, InvalidCPUError, WatcherClosedError
+from gaio.leader import SIGNAL_LATENCY, Leader
+from gaio.memory import COPY_LIMIT, Copies, memory_for_write, pin_for_read
+from gaio.platform import DATAGRAM, SEQPACKET
 from gaio.platform._affinity import set_thread_affinity
 from gaio.platform._libc import MAX_RW_COUNT
 from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, UNDER_WAY, WRITE, AcceptResult, Operation, OpResult
@@ -49,16 +28,15 @@ from gaio.swap import SwapArena
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
-    from typing import Any, TypeVar
+    from typing import Any
 
     from typing_extensions import Buffer, Self
 
+    from gaio.connection import Connection, RequestQueue
+    from gaio.engine import Engine
     from gaio.types import Backend, BackendName, HasFileno, Stats
-
-    _Argument = TypeVar("_Argument")
-    _Outcome = TypeVar("_Outcome")
 
 _SWAP_SIZE = 65536  # bytes, unless told otherwise
 
@@ -107,7 +85,7 @@ class Watcher:
     exits.
     """
 
-    __slots__ = ("_loop", "_inbox", "_connections", "_tokens", "_forget", "__weakref__")
+    __slots__ = ("_leader", "_delegation", "_inbox", "_connections", "_copies", "__weakref__")
 
     def __init__(self, *, swap_size: int = _SWAP_SIZE, backend: BackendName | None = None) -> None:
         if not _is_int(swap_size):
@@ -122,16 +100,20 @@ class Watcher:
             )
         import gaio.types  # noqa: F401  # for stats(), which may be called when no descriptor is left to read it with
 
-        kind = DevelopmentLoop if sys.flags.dev_mode else FreeThreadedLoop if platform.FREE_THREADED else Loop
-        loop = self._loop = kind(partial(_open_backend, backend), swap_size)
-        self._inbox = loop.inbox
-        self._connections = loop.connections
-        self._tokens = itertools.count(2, 2)  # even, see gaio.platform.Queue
-        self._forget = loop.forget  # one bound method for all finalizers, not one for each
-        _register(loop)
-        weakref.finalize(self, loop.finalize).atexit = False
+        kind: type[Leader] = Leader
+        if sys.flags.dev_mode or platform.FREE_THREADED:
+            from gaio.lending import DevelopmentLeader, FreeThreadedLeader
+
+            kind = DevelopmentLeader if sys.flags.dev_mode else FreeThreadedLeader
+        leader = self._leader = kind(partial(_open_backend, backend, swap_size))
+        self._delegation = Delegation(leader)
+        self._inbox = leader.inbox
+        self._connections = leader.engine.connections
+        self._copies = Copies(swap_size)
+        process.register(leader)
+        weakref.finalize(self, leader.finalize).atexit = False
         try:
-            loop.begin()
+            leader.begin()
         except BaseException:  # of the backend; or RuntimeError: threads are forbidden, or there is no memory for one
             self.close()
             raise
@@ -163,7 +145,7 @@ class Watcher:
             if buf is not None:
                 pin_for_read(buf)
             _vet(timeout)
-            connection = self._delegate(conn, READ)
+            connection = self._delegation.connection(conn, READ)
         request = OpResult()
         if buf is None:
             request._memory = None
@@ -183,8 +165,8 @@ class Watcher:
         request._offset = 0
         request._deadline = None if timeout is None else _deadline(timeout, request)
         self._inbox.append(request)
-        if self._loop.sleeping:
-            self._rouse(request)
+        if self._leader.needs_wakeup:
+            self._wake(request)
 
     def read_full(
         self, conn: HasFileno, buf: Buffer, *, context: Any = None, timeout: float | None = None
@@ -196,7 +178,7 @@ class Watcher:
         """
         memory, length = pin_for_read(buf, "read_full")
         _vet(timeout)
-        connection = self._connection(conn, READ)
+        connection = self._delegation.connection(conn, READ)
         self._submit(OpResult(), READ, conn, connection, connection.reads, buf, memory, length, context, timeout)
 
     def write(
@@ -221,8 +203,8 @@ class Watcher:
         if connection is None or connection.conn() is not conn:
             memory_for_write(buf)
             _vet(timeout)
-            connection = self._delegate(conn, WRITE)
-        queue = connection.writes or self._open_writes(connection)
+            connection = self._delegation.connection(conn, WRITE)
+        queue = connection.writes or self._delegation.writes(connection)
         request = OpResult()
         if type(buf) is bytes and 0 < (length := len(buf)) <= MAX_RW_COUNT:
             request._memory = buf
@@ -232,7 +214,7 @@ class Watcher:
             request._length = request._goal = length
         else:
             one_message = connection.kind in (DATAGRAM, SEQPACKET)
-            request._memory, length = memory_for_write(buf, self._loop.copies, one_message)
+            request._memory, length = memory_for_write(buf, self._copies, one_message)
             request._length = request._goal = length
         request.operation = WRITE
         request.conn = conn
@@ -246,8 +228,8 @@ class Watcher:
         request._offset = 0
         request._deadline = None if timeout is None else _deadline(timeout, request)
         self._inbox.append(request)
-        if self._loop.sleeping:
-            self._rouse(request)
+        if self._leader.needs_wakeup:
+            self._wake(request)
 
     def accept(self, listener: HasFileno, *, context: Any = None, timeout: float | None = None) -> None:
         """Take the next connection from a listening socket, which the first request delegates.
@@ -262,7 +244,7 @@ class Watcher:
         `context`, `timeout`, threads and errors as in `read()`.
         """
         _vet(timeout)
-        connection = self._connection(listener, ACCEPT)
+        connection = self._delegation.connection(listener, ACCEPT)
         self._submit(AcceptResult(), ACCEPT, listener, connection, connection.reads, None, None, 0, context, timeout)
 
     def connect(
@@ -282,31 +264,13 @@ class Watcher:
         _vet(timeout)
         begun: list[int] = []
         try:
-            connection, memory = self._one_at_a_time(self._begin_connecting, (conn, address, begun))
-            queue = connection.writes or self._open_writes(connection)
+            delegation = self._delegation
+            connection, memory = delegation.one_at_a_time(delegation.begin_connecting, (conn, address, begun))
+            queue = delegation.writes(connection)
             self._submit(OpResult(), CONNECT, conn, connection, queue, None, memory, 0, context, timeout)
         except BaseException:
-            self._loop.connecting.difference_update(begun)  # or it would count as connecting for ever
+            self._leader.engine.connecting.difference_update(begun)  # or it would count as connecting for ever
             raise
-
-    def _begin_connecting(self, request: tuple[HasFileno, Any, list[int]]) -> tuple[Connection, SocketAddress]:
-        conn, address, begun = request
-        connecting = self._loop.connecting
-        connection = self._known(conn)
-        if connection is not None and connection.token in connecting:
-            raise UnsupportedConnError("conn is connecting already: wait for the result")
-        fd = connection.fd if connection is not None else descriptor_of(conn)
-        kind = connection.kind if connection is not None else kind_of(fd, CONNECT)
-        check_kind(kind, CONNECT)
-        memory = SocketAddress(_sockaddr.pack(family_to_connect(fd, kind), address))
-        if connection is None:  # and nothing was delegated for a request that is refused
-            connection = self._take_descriptor((conn, CONNECT))
-            if connection.token in connecting:  # by a signal handler
-                raise UnsupportedConnError("conn is connecting already: wait for the result")
-        connection.peer = memory.data
-        begun.append(connection.token)
-        connecting.add(connection.token)
-        return connection, memory
 
     def shutdown(self, conn: HasFileno, *, context: Any = None) -> None:
         """End the outgoing direction when every write before is done: the peer reads to the end and then sees it.
@@ -315,8 +279,8 @@ class Watcher:
         writes before is enough. `context`, threads and errors as in `read()`; what is no socket raises
         `UnsupportedConnError`.
         """
-        connection = self._connection(conn, SHUTDOWN)
-        queue = connection.writes or self._open_writes(connection)
+        connection = self._delegation.connection(conn, SHUTDOWN)
+        queue = self._delegation.writes(connection)
         self._submit(OpResult(), SHUTDOWN, conn, connection, queue, None, None, 0, context, None)
 
     def detach(self, conn: HasFileno) -> socket.socket:
@@ -331,40 +295,29 @@ class Watcher:
         After an exception such as KeyboardInterrupt the connection may be on its way back already: then `detach()`
         returns it when it is called again, `free()` closes it, and there is nothing else to do with it.
         """
-        loop = self._loop
-        loop.look_around()
-        item = loop.parted_with(conn)
-        if item is None or not item.done:
-            connection = self._known(conn) if item is None else item.connection
-            if connection is None:
-                if loop.closed:
-                    raise WatcherClosedError("the watcher is closed, and its connections with it")
-                descriptor_of(conn)  # raises what there is to say of one that is closed
-                raise UnsupportedConnError(f"conn was never submitted to this watcher: {conn!r}")
-            if connection.kind == FILE:
-                raise UnsupportedConnError("conn is no socket: only sockets can be handed back")
-            loop.hand_back(connection)
-        parted, key = loop.parted, id(conn)
-        item = parted.get(key)
+        delegation, leader = self._delegation, self._leader
+        delegation.hand_back(conn)
+        detached, key = leader.engine.detached, id(conn)
+        item = detached.get(key)
         try:
             if item is None:
                 raise KeyError(key)
-            self._one_at_a_time(_make_socket, item)  # should there be two threads
+            delegation.one_at_a_time(make_socket, item)  # should there be two threads
             sock = item.sock
-            self._leave_to_collector(conn, item.connection)
+            delegation.leave_to_collector(conn, item.connection)
             # Of several threads, one succeeds in this. From here to the caller no signal handler runs, see wait_io():
             # so the socket is either still there for the next call, or the caller has it.
-            del parted[key]
+            del detached[key]
             return sock
         except BaseException as error:
-            if item is not None and parted.get(key) is item:  # nobody may call again
-                self._reclaim_when_collected(conn, item.connection)
+            if item is not None and detached.get(key) is item:  # nobody may call again
+                delegation.reclaim_when_collected(conn, item.connection)
                 raise
             if item is not None and item.dropped:
                 item.sock.close()
             if not isinstance(error, Exception):
                 raise
-            if loop.closing:
+            if leader.closing:
                 raise WatcherClosedError("the watcher was closed meanwhile") from None
             raise ConnClosedError(f"conn was detached by another thread, or freed meanwhile: {conn!r}") from None
 
@@ -375,23 +328,7 @@ class Watcher:
         It does not wait for that, and is safe in a signal handler. Raises `UnsupportedConnError` for what is no
         connection at all.
         """
-        self._loop.look_around()
-        connection = self._known(conn)
-        if connection is None:
-            item = self._loop.parted_with(conn)
-            if item is not None and item.done:
-                self._loop.drop_parted(id(conn))
-                self._leave_to_collector(conn, item.connection)
-                return
-            connection = self._one_at_a_time(self._close_undelegated, conn) if item is None else item.connection
-            if connection is None:
-                return
-        self._inbox.append(Release(connection))
-        if self._loop.sleeping:
-            self._loop.rouse()
-        # Not before: cut short up to here, free() can be called again.
-        self._loop.table_of(connection).pop(connection.key, None)
-        self._leave_to_collector(conn, connection)
+        self._delegation.free(conn)
 
     def _submit(
         self,
@@ -420,150 +357,14 @@ class Watcher:
         request._offset = 0
         request._deadline = None if timeout is None else _deadline(timeout, request)
         self._inbox.append(request)
-        if self._loop.sleeping:
-            self._rouse(request)
+        if self._leader.needs_wakeup:
+            self._wake(request)
 
-    def _rouse(self, request: OpResult) -> None:
-        loop = self._loop
-        loop.rouse()
-        if loop.closed and (loop.abandoned or loop.withdraw(request)):
-            raise WatcherClosedError(_CLOSED)
-
-    # --- delegation -----------------------------------------------------------------------------------------
-
-    def _known(self, conn: HasFileno) -> Connection | None:
-        connection = self._connections.get(id(conn)) or self._loop.listeners.get(id(conn))
-        return connection if connection is not None and connection.conn() is conn else None
-
-    def _connection(self, conn: HasFileno, operation: Operation) -> Connection:
-        connection = self._known(conn)
-        if connection is None:
-            return self._delegate(conn, operation)
-        check_kind(connection.kind, operation)
-        return connection
-
-    def _delegate(self, conn: HasFileno, operation: Operation) -> Connection:
-        """Delegate an object that is not known yet, for a first request of this kind."""
-        known = self._known(conn)
-        if known is not None:  # a listener, which the fast paths do not look for
-            check_kind(known.kind, operation)
-        return self._one_at_a_time(self._take_descriptor, (conn, operation))
-
-    def _open_writes(self, connection: Connection) -> RequestQueue:
-        return self._one_at_a_time(Connection.open_writes, connection)
-
-    def _one_at_a_time(self, step: Callable[[_Argument], _Outcome], argument: _Argument) -> _Outcome:
-        """Do a step of delegation: no other thread does one meanwhile, nor does anyone close the watcher."""
-        loop = self._loop
-        loop.look_around()
-        thread = threading.get_ident()
-        outermost = thread not in loop.inside
-        try:
-            loop.inside.add(thread)
-            with loop.delegation:
-                outcome = step(argument)
-            if outermost:
-                loop.inside.discard(thread)
-        except BaseException as error:
-            if outermost:
-                release_all(loop.delegation)
-                loop.inside.discard(thread)
-            loop.unless_abandoned(error)
-            raise
-        return outcome
-
-    def _take_descriptor(self, request: tuple[HasFileno, Operation]) -> Connection:
-        """Take the caller's descriptor over, unless another thread was faster."""
-        conn, operation = request
-        if self._loop.closing:
-            raise WatcherClosedError(_CLOSED)
-        connection = self._known(conn)
-        if connection is None:
-            try:
-                connection = self._duplicate(conn, operation)
-            except Exception as error:
-                connection = self._known(conn)
-                if connection is None:
-                    if getattr(error, "errno", None) == errno.EBADF:
-                        descriptor_of(conn)  # raises ConnClosedError when another thread has closed it meanwhile
-                    raise
-                # A signal handler has submitted for it in the middle of this, and so taken it over: all is well.
-        check_kind(connection.kind, operation)
-        return connection
-
-    def _duplicate(self, conn: HasFileno, operation: Operation) -> Connection:
-        """Duplicate the caller's descriptor, register the duplicate, close the original."""
-        loop = self._loop
-        fd = descriptor_of(conn)
-        kind = kind_of(fd, operation)
-        check_kind(kind, operation)
-        if operation is not CONNECT:
-            check_connected(fd, kind)
-        check_file(conn, fd)
-        flush_now(conn, fd)
-        duplicates: list[int] = []
-        connection = None
-        token = next(self._tokens)
-        try:
-            # By C code into a list, so that an interruption cannot lose it. os.dup() sets close-on-exec.
-            duplicates.extend(map(os.dup, (fd,)))
-            if descriptor_of(conn) != fd:  # the duplicate may be of a stranger by now
-                raise ConnClosedError(f"conn was closed and opened again while it was submitted: {conn!r}")
-            connection = _connection_for(conn, duplicates[0], kind, token)
-            connection.peer = peer_of(duplicates[0], kind)
-            # Known before the kernel knows it: an edge may be reported before registration has returned.
-            loop.descriptors[token] = connection
-            try:
-                loop.backend.register(connection)
-            except (OSError, WatcherClosedError) as error:
-                loop.descriptors.pop(token, None)
-                if getattr(error, "errno", None) == errno.EPERM:  # of epoll_ctl(2)
-                    raise UnsupportedConnError(
-                        f"conn cannot be polled, as regular files cannot, nor need be: use it without gaio: {conn!r}"
-                    ) from error
-                raise
-            duplicates.clear()  # it is the connection's now
-            stale = self._connections.get(id(conn)) or loop.listeners.get(id(conn))
-            if stale is not None and stale.conn() is None:
-                loop.forget(stale)  # its object died, and an interruption kept its finalizer from saying so
-            # From here on a signal handler finds it; before, it may have taken the descriptor over itself.
-            known = loop.table_of(connection).setdefault(connection.key, connection)
-            if known is not connection:
-                loop.give_up(connection)
-                return known
-            conn.close()
-            self._reclaim_when_collected(conn, connection)
-        except BaseException:
-            if token in loop.descriptors:
-                # Perhaps the kernel knows it already, and epoll would keep it while the original is open.
-                loop.give_up(loop.descriptors[token])
-            elif connection is None or connection.fd >= 0:  # else this is a child after fork(2), where it is closed
-                _libc.close_all(duplicates)
-            raise
-        return connection
-
-    def _reclaim_when_collected(self, conn: HasFileno, connection: Connection) -> None:
-        connection.finalizer = weakref.finalize(conn, self._forget, connection)
-        connection.finalizer.atexit = False
-        connection.conn = reference_of(connection.finalizer, conn)
-
-    def _leave_to_collector(self, conn: HasFileno, connection: Connection) -> None:
-        """Nothing is left to reclaim, and without a finalizer no Python code runs when conn is collected: a Ctrl-C that
-        strikes there would be swallowed, as the interpreter does with whatever a finalizer raises.
-        """
-        if connection.finalizer is not None:
-            connection.finalizer.detach()
-            connection.conn = weakref.ref(conn)  # the one before would call the finalizer even so
-
-    def _close_undelegated(self, conn: HasFileno) -> Connection | None:
-        """Close what is the caller's still. While another thread delegates it, its number must stay its own."""
-        connection = self._known(conn)
-        if connection is not None:
-            return connection  # that thread was faster
-        if getattr(conn, "fileno", None) is None or getattr(conn, "close", None) is None:
-            descriptor_of(conn)  # raises, saying what a connection is
-        conn.close()
-        return None
+    def _wake(self, request: OpResult) -> None:
+        leader = self._leader
+        leader.wake()
+        if leader.closed and (leader.abandoned or leader.withdraw(request)):
+            raise WatcherClosedError(CLOSED)
 
     # --- harvest --------------------------------------------------------------------------------------------
 
@@ -579,27 +380,27 @@ class Watcher:
         what is no timeout, `RuntimeError` from within another call of this thread, and the `OSError` of a kernel that
         refuses to wait (epoll_wait(2), kevent(2), io_uring_enter(2)).
         """
-        loop = self._loop
-        loop.look_around()
+        leader = self._leader
+        leader.look_around()
         if timeout is not None:
             timeout = _seconds(timeout)
-        if loop.is_inside():
+        if leader.is_inside():
             raise RuntimeError("wait_io() was called from within another call, by a signal handler or a finalizer")
         errno_before = get_errno()  # a signal handler may be between a call of another watcher and the look at this
         try:
-            batch = loop.harvest(timeout)
+            batch = leader.collect(timeout)
             set_errno(errno_before)
-            if loop.abandoned:  # a handler has forked, and this is the child: the batch is the parent's
-                raise WatcherClosedError(_CLOSED)
+            if leader.abandoned:  # a handler has forked, and this is the child: the batch is the parent's
+                raise WatcherClosedError(CLOSED)
             # From this store to the caller the interpreter runs no signal handler: CPython does so at calls and at
             # backward jumps only. So the batch is either still here for the next call, or the caller has it.
-            loop.delivery = None
-            loop.consumer = 0
+            leader.delivery = None
+            leader.consumer = 0
             return batch
         except BaseException as error:
-            loop.step_aside()
+            leader.relinquish()
             set_errno(errno_before)
-            loop.unless_abandoned(error)
+            leader.unless_abandoned(error)
             raise
 
     def __iter__(self) -> Iterator[OpResult]:
@@ -624,28 +425,28 @@ class Watcher:
         waits meanwhile gets them at once. Called by a signal handler that interrupted another call
         of this thread, it takes effect when that goes on.
         """
-        loop = self._loop
-        loop.look_around()
-        if not loop.closed:
-            loop.ask_to_close()
-        if loop.is_inside():
+        leader = self._leader
+        leader.look_around()
+        if not leader.closed:
+            leader.ask_to_close()
+        if leader.is_inside():
             return
         thread = threading.get_ident()
         errno_before = get_errno()  # as in wait_io()
         try:
-            loop.inside.add(thread)
-            while not loop.watch.acquire(timeout=SIGNAL_LATENCY):
-                pass  # as in take_over()
-            loop.shut()
-            loop.watch.release()
-            loop.inside.discard(thread)
+            leader.inside.add(thread)
+            while not leader.lead.acquire(timeout=SIGNAL_LATENCY):
+                pass  # as in take_lead()
+            leader.shut()
+            leader.lead.release()
+            leader.inside.discard(thread)
         except BaseException as error:
-            loop.step_aside()
-            if not (loop.abandoned and isinstance(error, Exception)):  # else a handler has forked, and this is closed
+            leader.relinquish()
+            if not (leader.abandoned and isinstance(error, Exception)):  # else a handler has forked, and this is closed
                 raise
         finally:
             set_errno(errno_before)
-        loop.see_thread_out()
+        leader.join()
 
     def fileno(self) -> int:
         """A descriptor that polls as readable when `wait_io(0)` has something to do or to give.
@@ -657,25 +458,25 @@ class Watcher:
         Raises `WatcherClosedError` when the watcher is closed, and `RuntimeError` from within another call of this
         thread.
         """
-        loop = self._loop
-        loop.look_around()
-        backend = loop.backend  # first: when it is that of a closed loop, `closing` says so
-        if loop.closing:
-            raise WatcherClosedError(_CLOSED)
-        loop.nest()
+        leader = self._leader
+        leader.look_around()
+        backend = leader.engine.backend  # first: when it is that of a closed watcher, `closing` says so
+        if leader.closing:
+            raise WatcherClosedError(CLOSED)
+        leader.nest()
         return backend.fileno()
 
     @property
     def closed(self) -> bool:
         """Whether `close()` was called, or the process was forked since the watcher was made."""
-        loop = self._loop
-        loop.look_around()
-        return loop.closing
+        leader = self._leader
+        leader.look_around()
+        return leader.closing
 
     @property
     def backend(self) -> str:
         """The name of the backend in use."""
-        return self._loop.backend_name
+        return self._leader.backend_name
 
     def stats(self) -> Stats:
         """Counters, for monitoring. Any thread, also after `close()`. Takes time in proportion to the connections and
@@ -683,23 +484,23 @@ class Watcher:
         """
         from gaio.types import Stats
 
-        loop = self._loop
+        leader = self._leader
         # A set: the turn under way, or one that was cut short, has requests in two places.
-        pending = {id(item) for item in loop.inbox.copy() if isinstance(item, OpResult)}
-        for connection in list(loop.descriptors.values()):
+        pending = {id(item) for item in leader.inbox.copy() if isinstance(item, OpResult)}
+        for connection in list(leader.engine.descriptors.values()):
             for queue in connection.queues():
                 request = queue.head
                 while request is not None:
                     pending.add(id(request))
                     request = request._next
         return Stats(
-            conns=len(self._connections) + len(loop.listeners),
+            conns=len(self._connections) + len(leader.engine.listeners),
             pending=len(pending),
-            completions=loop.completions,
-            batches=loop.batches,
-            wakeups=loop.wakeups,
-            gc_found=loop.gc_found,
-            gc_closed=loop.gc_closed(),
+            completions=leader.completions,
+            batches=leader.batches,
+            wakeups=leader.wakeups,
+            gc_found=leader.engine.gc_found,
+            gc_closed=leader.engine.gc_closed(),
         )
 
     def set_affinity(self, cpu: int) -> None:
@@ -711,15 +512,15 @@ class Watcher:
         if not _is_int(cpu):
             raise InvalidCPUError(f"cpu must be the number of a CPU, not {cpu!r}")
         if self.closed:
-            raise WatcherClosedError(_CLOSED)
-        native_id = self._loop.thread.native_id
+            raise WatcherClosedError(CLOSED)
+        native_id = self._leader.thread.native_id
         assert native_id is not None  # the thread has been started
         try:
             set_thread_affinity(native_id, cpu)
         except ValueError as error:
             raise InvalidCPUError(str(error)) from error
         except ProcessLookupError:
-            raise WatcherClosedError(_CLOSED) from None  # and its thread has ended meanwhile
+            raise WatcherClosedError(CLOSED) from None  # and its thread has ended meanwhile
 
     def __enter__(self) -> Self:
         return self
@@ -732,23 +533,6 @@ class Watcher:
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self._connections)} connections"
         return f"<gaio.Watcher {self.backend} {state}>"
-
-
-def _make_socket(item: HandBack) -> None:
-    _libc.take_over(item.sock, item.owner[0])
-
-
-_CLOSED = "the watcher is closed: make a new one to submit more requests"
-
-
-def _connection_for(conn: HasFileno, fd: int, kind: int, token: int) -> Connection:
-    try:
-        return Connection(conn, fd, kind, token)
-    except TypeError as error:  # of weakref.ref()
-        raise UnsupportedConnError(
-            "conn must be weak-referenceable, so that it can be reclaimed when you drop it: name '__weakref__' among "
-            f"the __slots__ of its class: {conn!r}"
-        ) from error
 
 
 def _is_int(value: object) -> bool:
@@ -772,9 +556,7 @@ def _deadline(timeout: float, request: OpResult) -> Deadline:
     return Deadline(monotonic() + _seconds(timeout), request)
 
 
-def _open_backend(
-    asked: str | None, arena: SwapArena, descriptors: Mapping[int, Connection]
-) -> platform.Backend:
+def _open_backend(asked: str | None, swap_size: int, engine: Engine) -> platform.Backend:
     """The backend that was asked for, or the best that can be opened; raises where there is none."""
     asked_by = "backend="
     if asked is None:
@@ -782,11 +564,12 @@ def _open_backend(
         asked = os.environ.get("GAIO_BACKEND") or "auto"
     if asked not in (*platform.KNOWN, "auto"):
         raise ValueError(f"{asked_by}{asked!r}: the backends are {', '.join(platform.KNOWN)} and auto")
+    arena = SwapArena(swap_size)
     reasons: list[str] = []
     number = None
     for name in platform.best_first() if asked == "auto" else (asked,):
         try:
-            opened = platform.create(name, arena, descriptors)
+            opened = platform.create(name, arena, engine.descriptors)
         except OSError as error:
             reasons.append(f"{name}: {platform.why_not(name, error)}")
             number = error.errno if number is None or error.errno in platform.NO_DESCRIPTORS else number
@@ -812,36 +595,3 @@ def _log(message: str) -> None:
     get_logger = getattr(sys.modules.get("logging"), "getLogger", None)
     if get_logger is not None:
         get_logger("gaio").debug(message)
-
-
-# Any thread adds to it, and a loop that is collected leaves it, in a single set operation each; to go through it, it is
-# copied in one, too. Not a WeakSet, whose operations are many: another thread could add to it in the middle of them.
-_loops: set[weakref.ref[Loop]] = set()
-
-
-def _register(loop: Loop) -> None:
-    """See to it that this loop ends with the interpreter, and that a child process leaves it alone: its kernel objects
-    are the parent's.
-    """
-    if not hasattr(_register, "done"):
-        os.register_at_fork(after_in_child=_abandon_all)
-        atexit.register(_close_all)
-        # Once, and not when gaio is imported. Two threads may both do it: to do these twice is to do them once.
-        _register.done = True  # type: ignore[attr-defined]  # functions take any attribute
-    _loops.add(weakref.ref(loop, _loops.discard))
-
-
-def _all_loops() -> Iterator[Loop]:
-    return filter(None, [reference() for reference in _loops.copy()])
-
-
-def _close_all() -> None:
-    for loop in _all_loops():
-        if not loop.closed:
-            loop.ask_to_close()
-        loop.see_thread_out()
-
-
-def _abandon_all() -> None:
-    for loop in _all_loops():
-        loop.abandon()

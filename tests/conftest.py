@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator
 import pytest
 
 import gaio
-from gaio import loop
+from gaio import leader
 from gaio.platform import _sockets
 from tests import backends, leaks, storm
 from tests.accounting import AccountedWatcher, MakeWatcher
@@ -21,7 +21,7 @@ from tests.peers import Pairs
 from tests.waiting import wait_until
 
 _failed = pytest.StashKey[bool]()
-_SIGNAL_LATENCY = loop.SIGNAL_LATENCY
+_SIGNAL_LATENCY = leader.SIGNAL_LATENCY
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -68,7 +68,7 @@ def told_who_listens() -> None:
 @pytest.fixture
 def thread_acts_when_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The watcher thread takes over from no consumer that stays away, unless the test has it do so."""
-    monkeypatch.setattr(loop, "GRACE", 3600)
+    monkeypatch.setattr(leader, "GRACE", 3600)
 
 
 class FailedCheck(pytest.Item):
@@ -127,13 +127,13 @@ def _nothing_left_behind(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 @pytest.fixture(autouse=True)
 def _asleep_until_woken(monkeypatch: pytest.MonkeyPatch) -> None:
     """The consumer looks again each second for the sake of signals, and so would hide every wake-up that was lost."""
-    monkeypatch.setattr(loop, "SIGNAL_LATENCY", 3600.0)
+    monkeypatch.setattr(leader, "SIGNAL_LATENCY", 3600.0)
 
 
 @pytest.fixture
 def hears_signals(_asleep_until_woken: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests in which a single signal must be heard by a consumer that nothing else would wake."""
-    monkeypatch.setattr(loop, "SIGNAL_LATENCY", _SIGNAL_LATENCY)
+    monkeypatch.setattr(leader, "SIGNAL_LATENCY", _SIGNAL_LATENCY)
 
 
 @pytest.fixture(params=backends.under_test())

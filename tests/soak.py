@@ -111,10 +111,11 @@ def resident_bytes() -> int:
 
 
 def entries(watcher: gaio.Watcher) -> int:
-    """How many entries all containers of the watcher have: of its loop, its backend and its deadlines."""
-    loop = watcher._loop
-    total = len(loop.deadlines)
-    for owner in (loop, loop.backend):
+    """How many entries all containers of the watcher have: of its leader, its engine, its backend and its deadlines."""
+    leader = watcher._leader
+    engine = leader.engine
+    total = len(engine.deadlines)
+    for owner in (leader, engine, engine.backend):
         slots = [name for kind in type(owner).__mro__ for name in getattr(kind, "__slots__", ())]
         for name in [*getattr(owner, "__dict__", {}), *slots]:
             value = getattr(owner, name, None)

@@ -41,7 +41,7 @@ import gaio
 
 faulthandler.enable()
 watcher = gaio.Watcher(backend={backend!r})
-signal.pthread_kill(watcher._loop.thread.ident, signal.SIGSEGV)
+signal.pthread_kill(watcher._leader.thread.ident, signal.SIGSEGV)
 watcher.close()
 """
 

@@ -274,7 +274,7 @@ class TestFailure:
         for _ in range(10):
             with socket.socket() as conn:
                 waiting = Background(lambda: watcher.wait(30))
-                wait_until(lambda: watcher.watcher._loop.sleeping, "the consumer to sleep in the kernel")
+                wait_until(lambda: watcher.watcher._leader.needs_wakeup, "the consumer to sleep in the kernel")
                 connect = watcher.connect(conn, silent.getsockname())
                 with contextlib.suppress(gaio.UnsupportedConnError):  # it may have failed so soon
                     watcher.read(conn)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import gaio
-from gaio import loop
+from gaio import leader
 from tests.accounting import AccountedWatcher
 from tests.backends import Name
 from tests.descriptor_limit import need_descriptors
@@ -164,9 +164,17 @@ def test_tiny_timeout_takes_what_is_already_there(
 
 
 @pytest.fixture
-def an_hour_passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+def an_hour_passes(watcher: AccountedWatcher, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Call it, and it has. Of what was submitted before, every deadline of less has passed then."""
-    return lambda: monkeypatch.setattr(loop, "monotonic", lambda: time.monotonic() + 3600)
+
+    def clock() -> float:
+        return time.monotonic() + 3600
+
+    def it_passes() -> None:
+        monkeypatch.setattr(leader, "monotonic", clock)
+        monkeypatch.setattr(watcher.watcher._leader.engine, "clock", clock)
+
+    return it_passes
 
 
 @every_kind

@@ -146,7 +146,7 @@ def test_no_descriptor_stays_open_in_the_child(backend: Name) -> None:
         watcher = gaio.Watcher(backend={backend!r})
         conn, peer = socket.socketpair()
         watcher.read(conn)
-        wait_until(lambda: watcher._loop.sleeping, "the watcher thread to wait in the kernel")
+        wait_until(lambda: watcher._leader.needs_wakeup, "the watcher thread to wait in the kernel")
         pid = os.fork()
         if pid == 0:
             peer.close()
@@ -201,7 +201,7 @@ import gaio
 watcher = gaio.Watcher(backend={backend!r})
 conn, peer = socket.socketpair()
 watcher.read(conn)
-while not watcher._loop.sleeping:
+while not watcher._leader.needs_wakeup:
     os.sched_yield()
 pid = os.fork()
 if pid == 0:
@@ -273,7 +273,7 @@ def wait():
 if {waiting}:
     thread = threading.Thread(target=wait)
     thread.start()
-    while not watcher._loop.sleeping:
+    while not watcher._leader.needs_wakeup:
         pass
 pid = os.fork()
 if pid == 0:

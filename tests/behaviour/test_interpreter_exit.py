@@ -51,7 +51,7 @@ def test_the_watcher_is_closed_at_exit(backend: Name, ending: str) -> None:
 
         def look():  # registered first, and so run last
             assert watcher.closed
-            assert watcher._loop.closed
+            assert watcher._leader.closed
             left = [thread.name for thread in threading.enumerate() if thread.name == "gaio-watcher"]
             assert not left, left
             for end in (kept_peer, kept_full_peer):

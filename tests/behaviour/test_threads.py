@@ -233,8 +233,8 @@ def test_a_request_of_the_wrong_kind_races_the_delegation(watcher: AccountedWatc
             watcher.watcher.accept(conn)
 
     accepting = Background(accept)
-    loop = watcher.watcher._loop
-    wait_until(lambda: len(loop.inside) >= 3, "the second thread to wait for the first, beside the watcher's own")
+    leader = watcher.watcher._leader
+    wait_until(lambda: len(leader.inside) >= 3, "the second thread to wait for the first, beside the watcher's own")
     go_on.set()
     accepting.result()
     watcher.finish(writing.result())

@@ -205,14 +205,14 @@ class HandedOverSlowly:
 def test_free_while_another_thread_hands_the_connection_over(make_watcher: MakeWatcher, pairs: Pairs) -> None:
     """The number was read, then closed by free(), then duplicated: EBADF, or a stranger's if it was opened again."""
     watcher = make_watcher()
-    loop = watcher.watcher._loop
+    leader = watcher.watcher._leader
     for _ in range(5):
         sock, peer = pairs.unix()
         conn = HandedOverSlowly(sock)
         submitting = Background(partial(watcher.write, conn, b"x"))
         assert conn.asked.wait(LIMIT)
         freeing = Background(partial(watcher.free, conn))
-        wait_until(lambda: len(loop.inside) >= 3, "the second thread to wait for the first, beside the watcher's own")
+        wait_until(lambda: len(leader.inside) >= 3, "the second thread to wait for the first, beside the watcher's own")
         conn.go_on.set()
         write = submitting.result()
         freeing.result()

@@ -19,7 +19,8 @@ from typing import Literal
 import pytest
 
 import gaio
-from gaio.loop import Loop
+from gaio.engine import Engine
+from gaio.leader import Leader
 from tests import backends
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.behaviour.echo import EchoServer
@@ -178,15 +179,15 @@ def struck_twice() -> Iterator[None]:
         return hook
 
     # There are two hooks of the interpreter: one for each strike.
-    sys.setprofile(strike_at(Loop.turn.__code__))
-    sys.settrace(strike_at(Loop.step_aside.__code__))
+    sys.setprofile(strike_at(Engine.turn.__code__))
+    sys.settrace(strike_at(Leader.relinquish.__code__))
     try:
         with pytest.raises(KeyboardInterrupt):
             yield
     finally:
         sys.setprofile(None)
         sys.settrace(None)
-    assert struck == [Loop.turn.__code__, Loop.step_aside.__code__]
+    assert struck == [Engine.turn.__code__, Leader.relinquish.__code__]
 
 
 @pytest.mark.parametrize("call", ["wait_io", "close", "detach", "fileno"])

@@ -736,7 +736,7 @@ def results_for_another_loop(world: World) -> Iterator[Act]:
     yield lambda: world.watcher.wait(0)
     nest.finish(read, write)
     nest.finish(world.watcher.write(ends[2][0], b"z"))
-    entries = world.loop.deadlines.entries
+    entries = world.leader.engine.deadlines.entries
     assert not any(entry < entries[(index - 1) // 2] for index, entry in enumerate(entries) if index), "no heap"
     assert not any(request.result for request in others)
 

@@ -110,7 +110,7 @@ print(good.count(False))
 """
 
 
-HANDING_OVER = ("loop.delivery = None", "loop.consumer = 0", "return batch", "return sock")
+HANDING_OVER = ("leader.delivery = None", "leader.consumer = 0", "return batch", "return sock")
 REFUSED = "(gaio.WatcherClosedError,)"
 
 

@@ -46,8 +46,8 @@ def test_the_lock_of_delegation(backend: Name, pairs: Pairs) -> None:
     """Another thread can submit afterwards."""
     (conn, peer), (other, other_peer) = pairs.tcp(), pairs.tcp()
     with gaio.Watcher(backend=backend) as watcher:
-        lock = StruckLock(watcher._loop.delegation)
-        watcher._loop.delegation = lock  # type: ignore[assignment]  # stands in for it
+        lock = StruckLock(watcher._leader.delegation)
+        watcher._leader.delegation = lock  # type: ignore[assignment]  # stands in for it
         with pytest.raises(KeyboardInterrupt):
             watcher.write(conn, b"x")
         assert not lock.armed

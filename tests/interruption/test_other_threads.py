@@ -39,12 +39,12 @@ def _submit_while_the_consumer_works(backend: backends.Name, at: Opcode) -> Stri
                     world.watcher.wait(SECONDS)
 
         consumer = Background(consume)
-        wait_until(lambda: world.loop.sleeping, "the consumer to wait in the kernel")
+        wait_until(lambda: world.leader.needs_wakeup, "the consumer to wait in the kernel")
 
         def let_the_consumer_work() -> None:
             # If it has been woken already. That it has not been yet cannot be seen, so this ends by itself.
             until = time.monotonic() + 0.002
-            while time.monotonic() < until and (world.loop.inbox or not world.loop.sleeping):
+            while time.monotonic() < until and (world.leader.inbox or not world.leader.needs_wakeup):
                 time.sleep(0)
 
         strike = Strike(at, let_the_consumer_work)
@@ -190,18 +190,19 @@ def _consumer_comes_back(backend: backends.Name, at: Opcode, third: ThreadPoolEx
             while time.monotonic() < until and not returned.is_set():
                 time.sleep(0)
             # A call of a third thread ends by an exception meanwhile, as a Ctrl-C in detach() would have it.
-            third.submit(world.loop.step_aside).result(SECONDS)
+            third.submit(world.leader.relinquish).result(SECONDS)
 
         consumer = Background(come_back)
-        strike = Strike(at, let_the_consumer_ask, world.loop.thread.ident)
+        strike = Strike(at, let_the_consumer_ask, world.leader.thread.ident)
         with strike:
             peer.sendall(b"x")  # ends one wait in the kernel, and another begins
             wait_until(
-                lambda: strike.place or (world.loop.outbox and world.loop.sleeping), "the watcher thread to wait again"
+                lambda: strike.place or (world.leader.engine.outbox and world.leader.needs_wakeup),
+                "the watcher thread to wait again",
             )
             if strike.place is None:  # the end of that wait proves that it had begun
                 world.watcher.write(conn, b"x")
-                wait_until(lambda: strike.place or len(world.loop.outbox) == 2, "the watcher thread to write")
+                wait_until(lambda: strike.place or len(world.leader.engine.outbox) == 2, "the watcher thread to write")
         go.set()
         assert returned.wait(SECONDS), f"the consumer came back at {at}, {strike.place}, and was not let in"
         consumer.result()
@@ -226,7 +227,7 @@ def _close_during_a_detach(backend: backends.Name, thread_begins: bool, at: Opco
 
         def close() -> None:
             if thread_begins:
-                world.loop.ask_to_close()
+                world.leader.ask_to_close()
                 for _ in range(50):
                     time.sleep(0)  # let the other thread run, if it can
             world.watcher.watcher.close()
@@ -282,7 +283,7 @@ def _close_during_a_submission(backend: backends.Name, at: Opcode) -> Strike:
         strike = Strike(at, lambda: Background(world.watcher.watcher.close).result())
         with contextlib.suppress(gaio.WatcherClosedError), strike:
             world.watcher.write(conn, b"perhaps")
-        assert strike.place is None or world.loop.sleeping, strike.place
+        assert strike.place is None or world.leader.needs_wakeup, strike.place
     return strike
 
 

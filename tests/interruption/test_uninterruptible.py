@@ -13,7 +13,7 @@ from types import CodeType
 
 import pytest
 
-from gaio.loop import Loop
+from gaio.leader import Leader
 from tests.interruption.opcodes import (
     HANDING_OVER,
     ON_THE_STACK_ONLY,
@@ -37,9 +37,9 @@ def test_from_handing_over_to_the_return(code: CodeType) -> None:
 
 
 def test_storing_an_attribute_of_the_loop_runs_no_code() -> None:
-    assert Loop.__setattr__ is object.__setattr__
-    assert not hasattr(Loop, "consumer")
-    assert not hasattr(Loop, "delivery")
+    assert Leader.__setattr__ is object.__setattr__
+    assert not hasattr(Leader, "consumer")
+    assert not hasattr(Leader, "delivery")
 
 
 def test_from_the_body_of_a_with_to_the_release_of_its_lock() -> None:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
 import gaio
-from gaio.loop import Loop
+from gaio.leader import Leader
 from tests import backends, leaks
 from tests.accounting import AccountedWatcher, Request
 from tests.interruption.opcodes import Strike
@@ -108,19 +108,19 @@ class World:
             assert not left, "\n".join(left)
 
     @property
-    def loop(self) -> Loop:
-        return self.watcher.watcher._loop
+    def leader(self) -> Leader:
+        return self.watcher.watcher._leader
 
     def hand_to_thread(self) -> None:
-        """Have the watcher thread take the watch, work off what there is, and wait in the kernel."""
-        loop = self.loop
+        """Have the watcher thread take the lead, work off what there is, and wait in the kernel."""
+        leader = self.leader
         limit = TimeLimit(SECONDS)
-        while loop.watch.acquire(blocking=False):
-            loop.watch.release()
-            loop.ring_doorbell()
+        while leader.lead.acquire(blocking=False):
+            leader.lead.release()
+            leader.end_tick()
             time.sleep(0)
-            limit.left("the watcher thread to take the watch")
-        while not loop.sleeping:
+            limit.left("the watcher thread to take the lead")
+        while not leader.needs_wakeup:
             time.sleep(0)
             limit.left("the watcher thread to wait in the kernel")
 

@@ -102,7 +102,7 @@ class TestWakeUp:
             watcher = gaio.Watcher(backend="kqueue")
             conn, peer = socket.socketpair()
             watcher.read(conn)
-            while not watcher._loop.sleeping:
+            while not watcher._leader.needs_wakeup:
                 os.sched_yield()
             assert len(pipes() - before) == {0 if kernel.faults.user_event == "works" else 2}
             if os.fork() == 0:

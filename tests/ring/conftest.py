@@ -50,18 +50,18 @@ def make_ring(make_watcher: MakeWatcher, monkeypatch: pytest.MonkeyPatch) -> Mak
 
 
 @contextlib.contextmanager
-def holding_the_watch(watcher: AccountedWatcher) -> Iterator[None]:
+def leading(watcher: AccountedWatcher) -> Iterator[None]:
     """Nobody else takes a turn meanwhile.
 
-    The watch is asked for as wait_io() does: the watcher thread may have it, asleep in the kernel, and would sleep on.
+    The lead is asked for as wait_io() does: the watcher thread may have it, asleep in the kernel, and would sleep on.
     """
-    loop = watcher.watcher._loop
-    if not loop.watch.acquire(False):
-        loop.take_over()
+    leader = watcher.watcher._leader
+    if not leader.lead.acquire(False):
+        leader.take_lead()
     try:
         yield
     finally:
-        loop.watch.release()
+        leader.lead.release()
 
 
 def refuse_incremental_buffers(libc: FaultyLibc) -> None:

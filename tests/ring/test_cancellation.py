@@ -19,7 +19,7 @@ from tests.faulty_libc import FaultyLibc, enters_ring
 from tests.interruption.opcodes import Opcode, Strike, at_opcodes, told_of_opcodes
 from tests.interruption.world import World
 from tests.peers import Pairs, pattern, receive_exactly, wait_for_bytes
-from tests.ring.conftest import MakeRing, holding_the_watch
+from tests.ring.conftest import MakeRing, leading
 from tests.waiting import Background, wait_until
 
 
@@ -30,7 +30,7 @@ def test_close_with_more_reads_than_buffers(
     monkeypatch.setattr(_io_uring, "buffer_geometry", lambda *_: (64, 1, 1))
     watcher = make_watcher(64)
     conn, peer = pairs.tcp()
-    with holding_the_watch(watcher):  # so that all of it is left to close()
+    with leading(watcher):  # so that all of it is left to close()
         peer.sendall(bytes(256))
         reads = [watcher.read(conn), watcher.read(conn)]
     Background(watcher.watcher.close).result()
@@ -146,7 +146,7 @@ def test_a_write_that_waited_for_a_cancellation_and_finds_no_room(
     with contextlib.suppress(BlockingIOError):
         while True:
             already += conn.send(bytes(4096), socket.MSG_DONTWAIT)
-    with holding_the_watch(watcher):  # both in one turn, and of the watcher thread, which hands nothing over
+    with leading(watcher):  # both in one turn, and of the watcher thread, which hands nothing over
         cut_off, write = watcher.write(conn, b"?", timeout=0), watcher.write(conn, b"!")
     wait_until(lambda: watcher.watcher.stats().pending == 1, "the deadline")
     assert receive_exactly(peer, already + 1)[-1:] == b"!"
@@ -167,7 +167,7 @@ def test_a_read_that_waited_for_a_cancellation_beside_one_that_waited_for_a_buff
             peer.sendall(pattern(1 + 64))
         watcher.finish(*(watcher.read(conn, bytearray(1)) for conn in (full, lacking, cancelled)))
         monkeypatch.setattr(_io_uring, "MAX_COMPLETIONS", 1)  # as in the test above
-        with holding_the_watch(watcher):
+        with leading(watcher):
             taking, starved = watcher.read(full), watcher.read(lacking)
             first, second = watcher.read(cancelled, bytearray(1), timeout=0), watcher.read(cancelled)
             assert watcher.wait(None) == [taking]

@@ -18,7 +18,7 @@ from tests.interruption.opcodes import Opcode, Strike, at_opcodes, interrupted_a
 from tests.interruption.world import World
 from tests.nest import Nest
 from tests.peers import Pairs, pattern, receive_exactly
-from tests.ring.conftest import MakeRing, holding_the_watch
+from tests.ring.conftest import MakeRing, leading
 from tests.waiting import Background
 
 MESSAGE = pattern(1 << 20)
@@ -65,7 +65,7 @@ def test_reads_that_found_no_buffer_behind_others_that_take_none(
     for _, sender in in_vain:
         sender.send(b"!", socket.MSG_OOB)
     peer.send(b"x")
-    with holding_the_watch(watcher):  # all of them in one turn
+    with leading(watcher):  # all of them in one turn
         reads = [watcher.read(reader) for reader, _ in full]
         for reader, _ in in_vain:
             watcher.read(reader)
@@ -80,8 +80,8 @@ def test_results_of_making_room(make_ring: MakeRing, pairs: Pairs) -> None:
     """The ring is so small that the way to wake it has no place beside the only request."""
     watcher = make_ring(entries=2, cq_entries=2)
     ends = [pairs.unix() for _ in range(2)]
-    with holding_the_watch(watcher):
-        ring: Any = watcher.watcher._loop.backend
+    with leading(watcher):
+        ring: Any = watcher.watcher._leader.engine.backend
         assert not ring._wake_armed
         for conn, _ in ends:
             watcher.write(conn, b"x")
@@ -95,15 +95,15 @@ def test_a_wakeup_that_was_taken_in_making_room(make_ring: MakeRing, pairs: Pair
     """As that of a close() that comes when a turn has begun with more requests than the ring has entries for."""
     watcher = make_ring(entries=4, cq_entries=64)
     ends = [pairs.unix() for _ in range(10)]
-    turn = watcher.watcher._loop.turn
-    with holding_the_watch(watcher):
-        ring: Any = watcher.watcher._loop.backend
-        turn(0)
+    turn = watcher.watcher._leader.engine.turn
+    with leading(watcher):
+        ring: Any = watcher.watcher._leader.engine.backend
+        turn(0, ring.wait)
         assert ring._wake_armed
         for conn, _ in ends:
             watcher.read(conn)
         ring.wake()
-        turn(None)  # for as long as it takes
+        turn(None, ring.wait)  # for as long as it takes
 
 
 def test_a_read_behind_a_connect_that_waits_for_room(make_watcher: MakeWatcher, pairs: Pairs, tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_the_order_of_memory_accesses_is_kept_after_an_interruption(monkeypatch:
 
 def completions(world: World) -> tuple[int, int]:
     """How many the kernel has been told are taken, and how many there were."""
-    ring: Any = world.loop.backend
+    ring: Any = world.leader.engine.backend
     return ring._cq_head_word[0], ring._kcq_tail[0]
 
 
@@ -179,7 +179,7 @@ def test_a_wakeup_is_told_of_once_however_many_waits_were_interrupted() -> None:
     def completions_of_a_wakeup(world: World) -> int:
         world.watcher.wait(0)
         _, before = completions(world)
-        world.loop.backend.wake()
+        world.leader.engine.backend.wake()
         world.watcher.wait(0)
         return completions(world)[1] - before
 

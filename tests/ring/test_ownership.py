@@ -207,7 +207,7 @@ def test_the_number_of_a_freed_descriptor_is_not_used_again_before_its_receive_e
         read, write = watcher.read(conn), watcher.write(conn, b"of the freed")
         if begun:
             watcher.finish(write)
-        (connection,) = watcher.watcher._loop.descriptors.values()
+        (connection,) = watcher.watcher._leader.engine.descriptors.values()
         freed.append((connection.fd, stranger))
         watcher.free(conn)
         try:
@@ -263,7 +263,7 @@ def test_the_wake_up_survives_the_thread_that_armed_it(make_ring: MakeRing, pair
     for _ in range(50):
         assert Background(lambda: watcher.wait(0)).result() == []
         harvesting = Background(lambda: watcher.wait(30))
-        wait_until(lambda: watcher.watcher._loop.sleeping, "the consumer to sleep in the kernel")
+        wait_until(lambda: watcher.watcher._leader.needs_wakeup, "the consumer to sleep in the kernel")
         write = watcher.write(conn, b"x")
         assert harvesting.result() == [write]
         assert peer.recv(1) == b"x"
@@ -280,7 +280,7 @@ def test_a_read_of_a_pipe_takes_no_memory_while_it_waits(watcher: AccountedWatch
     read = watcher.read(conn)
     for _ in range(3):
         assert watcher.wait(0) == []
-    (connection,) = watcher.watcher._loop.descriptors.values()
+    (connection,) = watcher.watcher._leader.engine.descriptors.values()
     request = connection.reads.head
     assert request is not None
     assert request._memory is None

@@ -12,14 +12,14 @@ import pytest
 import gaio
 from gaio.platform import _io_uring
 from tests.peers import Pairs, pattern, receive_exactly
-from tests.ring.conftest import MakeRing, holding_the_watch
+from tests.ring.conftest import MakeRing, leading
 from tests.waiting import LIMIT, Background, wait_until
 
 pytestmark = pytest.mark.scenario(19, on="io_uring")
 
 
 def ring_of(watcher: gaio.Watcher) -> Any:
-    backend: Any = watcher._loop.backend
+    backend: Any = watcher._leader.engine.backend
     assert type(backend) is _io_uring.IoUringBackend
     return backend
 
@@ -146,7 +146,7 @@ def test_waking_up_through_a_full_queue(make_ring: MakeRing, pairs: Pairs) -> No
 def test_a_wake_up_that_the_kernel_gave_up_is_armed_again(make_ring: MakeRing, pairs: Pairs) -> None:
     """A multishot poll ends when its completion finds no room; the next submitter must be heard all the same."""
     watcher = make_ring(entries=2, cq_entries=2)
-    loop = watcher.watcher._loop
+    leader = watcher.watcher._leader
     ring = ring_of(watcher.watcher)
 
     def given_up() -> bool:
@@ -158,7 +158,7 @@ def test_a_wake_up_that_the_kernel_gave_up_is_armed_again(make_ring: MakeRing, p
         ends = [pairs.unix() for _ in range(20)]
         reads = [watcher.read(conn) for conn, _ in ends]
         assert watcher.wait(0) == []
-        with holding_the_watch(watcher):  # so that nobody makes room meanwhile
+        with leading(watcher):  # so that nobody makes room meanwhile
             for _, peer in ends:
                 peer.send(b"x")
             ring._enter(ring._enter_now, 0)
@@ -167,7 +167,7 @@ def test_a_wake_up_that_the_kernel_gave_up_is_armed_again(make_ring: MakeRing, p
             wait_until(given_up, "the kernel to give up the wake-up, without which this would prove nothing")
         watcher.finish(*reads)
         harvesting = Background(lambda: watcher.wait(LIMIT))
-        wait_until(lambda: loop.sleeping, "the consumer to sleep in the kernel")
+        wait_until(lambda: leader.needs_wakeup, "the consumer to sleep in the kernel")
         conn, peer = ends[0]
         write = watcher.write(conn, b"heard")
         assert harvesting.result() == [write]

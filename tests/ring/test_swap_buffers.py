@@ -12,7 +12,7 @@ from gaio.platform import _io_uring
 from tests.accounting import Request
 from tests.faulty_libc import FaultyLibc
 from tests.peers import Pairs, pattern
-from tests.ring.conftest import MakeRing, holding_the_watch, refuse_incremental_buffers
+from tests.ring.conftest import MakeRing, leading, refuse_incremental_buffers
 from tests.waiting import Background, wait_until
 
 pytestmark = pytest.mark.scenario(18, on="io_uring")
@@ -144,16 +144,16 @@ def test_completions_that_overtake_others(make_ring: MakeRing, pairs: Pairs) -> 
     """Before Linux 6.2 one that failed could come before those of earlier receives, and name a later buffer."""
     watcher = make_ring()
     ends = [pairs.unix() for _ in range(3)]
-    with holding_the_watch(watcher):
-        ring: Any = watcher.watcher._loop.backend
+    with leading(watcher):
+        ring: Any = watcher.watcher._leader.engine.backend
         assert watcher.wait(0) == []  # the ring is armed: what completes from now on is received
         for round_number in range(3 * COUNT):
             reads = [watcher.read(conn) for conn, _ in ends]
             for number, (_, peer) in enumerate(ends):
                 peer.send(b"%d %d" % (round_number, number))
-            watcher.watcher._loop.admit(watcher.watcher._loop.inbox[:])
-            ring.start(watcher.watcher._loop.ready)
-            watcher.watcher._loop.ready.clear()
+            watcher.watcher._leader.engine.admit(watcher.watcher._leader.inbox[:])
+            ring.start(watcher.watcher._leader.engine.ready)
+            watcher.watcher._leader.engine.ready.clear()
             ring._enter(ring._enter_now, 0)
             swap_completions(ring)
             watcher.finish(*reads)

@@ -1,0 +1,316 @@
+"""Taking a descriptor over, handing it back, and reclaiming it when its object is forgotten.
+
+The submitting call delegates: check the object, dup(2), register, enter into the table, close the original. So a wrong
+object or a lack of descriptors is an exception where the caller stands. One delegation at a time; a signal handler may
+submit for the same object in the middle of one: it finds the entry, or makes it, and the call that it interrupted finds
+that one.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import threading
+import weakref
+
+from gaio.connection import (
+    Connection,
+    RequestQueue,
+    check_connected,
+    check_file,
+    check_kind,
+    descriptor_of,
+    family_to_connect,
+    flush_now,
+    kind_of,
+    peer_of,
+    reference_of,
+)
+from gaio.engine import Close, Detach
+from gaio.errors import ConnClosedError, UnsupportedConnError, WatcherClosedError
+from gaio.leader import release_all
+from gaio.memory import SocketAddress
+from gaio.platform import FILE, _libc, _sockaddr
+from gaio.result import CONNECT, Operation
+
+TYPE_CHECKING = False  # see gaio/types.py
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    from gaio.leader import Leader
+    from gaio.types import HasFileno
+
+    _Argument = TypeVar("_Argument")
+    _Outcome = TypeVar("_Outcome")
+
+CLOSED = "the watcher is closed: make a new one to submit more requests"
+
+
+class Delegation:
+    """The connections of one watcher, for the threads that submit."""
+
+    __slots__ = ("_leader", "_engine", "_tokens", "_forget")
+
+    def __init__(self, leader: Leader) -> None:
+        self._leader = leader
+        self._engine = leader.engine
+        self._tokens = itertools.count(2, 2)  # even, see gaio.platform.Queue
+        # One function for all finalizers, not a bound method for each; and not one of this object, which would be a
+        # cycle.
+        self._forget = _Forget(leader)
+
+    # --- finding one, or taking a descriptor over -------------------------------------------------------------
+
+    def known(self, conn: HasFileno) -> Connection | None:
+        engine = self._engine
+        connection = engine.connections.get(id(conn)) or engine.listeners.get(id(conn))
+        return connection if connection is not None and connection.conn() is conn else None
+
+    def connection(self, conn: HasFileno, operation: Operation) -> Connection:
+        """That of an object, for a request of this kind; delegates it if it is not known yet."""
+        connection = self.known(conn)
+        if connection is None:
+            return self.one_at_a_time(self._take_descriptor, (conn, operation))
+        check_kind(connection.kind, operation)
+        return connection
+
+    def writes(self, connection: Connection) -> RequestQueue:
+        """Its queue of writes, which is made for the first of them."""
+        return connection.writes or self.one_at_a_time(Connection.open_writes, connection)
+
+    def one_at_a_time(self, step: Callable[[_Argument], _Outcome], argument: _Argument) -> _Outcome:
+        """Do a step of delegation: no other thread does one meanwhile, nor does anyone close the watcher."""
+        leader = self._leader
+        leader.look_around()
+        thread = threading.get_ident()
+        outermost = thread not in leader.inside
+        try:
+            leader.inside.add(thread)
+            with leader.delegation:
+                outcome = step(argument)
+            if outermost:
+                leader.inside.discard(thread)
+        except BaseException as error:
+            if outermost:
+                release_all(leader.delegation)
+                leader.inside.discard(thread)
+            leader.unless_abandoned(error)
+            raise
+        return outcome
+
+    def _take_descriptor(self, request: tuple[HasFileno, Operation]) -> Connection:
+        """Take the caller's descriptor over, unless another thread was faster."""
+        conn, operation = request
+        if self._leader.closing:
+            raise WatcherClosedError(CLOSED)
+        connection = self.known(conn)
+        if connection is None:
+            try:
+                connection = self._duplicate(conn, operation)
+            except Exception as error:
+                connection = self.known(conn)
+                if connection is None:
+                    if getattr(error, "errno", None) == errno.EBADF:
+                        descriptor_of(conn)  # raises ConnClosedError when another thread has closed it meanwhile
+                    raise
+                # A signal handler has submitted for it in the middle of this, and so taken it over: all is well.
+        check_kind(connection.kind, operation)
+        return connection
+
+    def _duplicate(self, conn: HasFileno, operation: Operation) -> Connection:
+        """Duplicate the caller's descriptor, register the duplicate, close the original."""
+        engine = self._engine
+        fd = descriptor_of(conn)
+        kind = kind_of(fd, operation)
+        check_kind(kind, operation)
+        if operation is not CONNECT:
+            check_connected(fd, kind)
+        check_file(conn, fd)
+        flush_now(conn, fd)
+        duplicates: list[int] = []
+        connection = None
+        token = next(self._tokens)
+        try:
+            # By C code into a list, so that an interruption cannot lose it. os.dup() sets close-on-exec.
+            duplicates.extend(map(os.dup, (fd,)))
+            if descriptor_of(conn) != fd:  # the duplicate may be of a stranger by now
+                raise ConnClosedError(f"conn was closed and opened again while it was submitted: {conn!r}")
+            connection = _connection_for(conn, duplicates[0], kind, token)
+            connection.peer = peer_of(duplicates[0], kind)
+            # Known before the kernel knows it: an edge may be reported before registration has returned.
+            engine.descriptors[token] = connection
+            try:
+                engine.backend.register(connection)
+            except (OSError, WatcherClosedError) as error:
+                engine.descriptors.pop(token, None)
+                if getattr(error, "errno", None) == errno.EPERM:  # of epoll_ctl(2)
+                    raise UnsupportedConnError(f"conn cannot be polled, as regular files cannot: {conn!r}") from error
+                raise
+            duplicates.clear()  # it is the connection's now
+            stale = engine.connections.get(id(conn)) or engine.listeners.get(id(conn))
+            if stale is not None and stale.conn() is None:
+                self._forget(stale)  # its object died, and an interruption kept its finalizer from saying so
+            # From here on a signal handler finds it; before, it may have taken the descriptor over itself.
+            known = engine.table_of(connection).setdefault(connection.key, connection)
+            if known is not connection:
+                self._give_up(connection)
+                return known
+            conn.close()
+            self.reclaim_when_collected(conn, connection)
+        except BaseException:
+            if token in engine.descriptors:
+                # Perhaps the kernel knows it already, and epoll would keep it while the original is open.
+                self._give_up(engine.descriptors[token])
+            elif connection is None or connection.fd >= 0:  # else this is a child after fork(2), where it is closed
+                _libc.close_all(duplicates)
+            raise
+        return connection
+
+    def _give_up(self, connection: Connection) -> None:
+        """A delegation failed after the backend was told of it: undone by the leader, as a free() is."""
+        table = self._engine.table_of(connection)
+        if table.get(connection.key) is connection:
+            del table[connection.key]
+        self._leader.inbox.append(Close(connection))
+        if self._leader.needs_wakeup:
+            self._leader.wake()
+
+    # --- connecting -------------------------------------------------------------------------------------------
+
+    def begin_connecting(self, request: tuple[HasFileno, Any, list[int]]) -> tuple[Connection, SocketAddress]:
+        """A step of delegation: the connection of an object that is to connect, and where to. Its token is added to the
+        list that the caller gave: what fails later must take it out of `connecting` again.
+        """
+        conn, address, begun = request
+        connecting = self._engine.connecting
+        connection = self.known(conn)
+        if connection is not None and connection.token in connecting:
+            raise UnsupportedConnError("conn is connecting already: wait for the result")
+        fd = connection.fd if connection is not None else descriptor_of(conn)
+        kind = connection.kind if connection is not None else kind_of(fd, CONNECT)
+        check_kind(kind, CONNECT)
+        memory = SocketAddress(_sockaddr.pack(family_to_connect(fd, kind), address))
+        if connection is None:  # and nothing was delegated for a request that is refused
+            connection = self._take_descriptor((conn, CONNECT))
+            if connection.token in connecting:  # by a signal handler
+                raise UnsupportedConnError("conn is connecting already: wait for the result")
+        connection.peer = memory.data
+        begun.append(connection.token)
+        connecting.add(connection.token)
+        return connection, memory
+
+    # --- handing back and closing -----------------------------------------------------------------------------
+
+    def hand_back(self, conn: HasFileno) -> None:
+        """Have the leader part with a connection that has nothing pending: then it is in `Engine.detached`."""
+        leader = self._leader
+        leader.look_around()
+        item = self.detached(conn)
+        if item is not None and item.done:
+            return
+        connection = self.known(conn) if item is None else item.connection
+        if connection is None:
+            if leader.closed:
+                raise WatcherClosedError("the watcher is closed, and its connections with it")
+            descriptor_of(conn)  # raises what there is to say of one that is closed
+            raise UnsupportedConnError(f"conn was never submitted to this watcher: {conn!r}")
+        if connection.kind == FILE:
+            raise UnsupportedConnError("conn is no socket: only sockets can be handed back")
+        item = Detach(connection)
+        if leader.is_inside():
+            raise RuntimeError("detach() was called from within another call, by a signal handler or a finalizer")
+        leader.inbox.append(item)
+        if leader.needs_wakeup:
+            leader.wake()
+        leader.run_until_done(item)
+        if item.error is not None:
+            try:
+                raise item.error
+            finally:
+                item.error = None  # a cycle, as in Leader.begin(): a dropped conn would wait for the collector
+        if not item.done:
+            raise WatcherClosedError("the watcher was closed meanwhile")
+
+    def detached(self, conn: object) -> Detach | None:
+        """What a detach() that was interrupted has left of this connection."""
+        item = self._engine.detached.get(id(conn))
+        return item if item is not None and item.connection.conn() is conn else None
+
+    def free(self, conn: HasFileno) -> None:
+        """See Watcher.free()."""
+        self._leader.look_around()
+        connection = self.known(conn)
+        if connection is None:
+            item = self.detached(conn)
+            if item is not None and item.done:
+                self._engine.drop_detached(id(conn))
+                self.leave_to_collector(conn, item.connection)
+                return
+            connection = self.one_at_a_time(self._close_undelegated, conn) if item is None else item.connection
+            if connection is None:
+                return
+        self._leader.inbox.append(Close(connection))
+        if self._leader.needs_wakeup:
+            self._leader.wake()
+        # Not before: interrupted up to here, free() can be called again.
+        self._engine.table_of(connection).pop(connection.key, None)
+        self.leave_to_collector(conn, connection)
+
+    def _close_undelegated(self, conn: HasFileno) -> Connection | None:
+        """Close what is the caller's still. While another thread delegates it, its number must stay its own."""
+        connection = self.known(conn)
+        if connection is not None:
+            return connection  # that thread was faster
+        if getattr(conn, "fileno", None) is None or getattr(conn, "close", None) is None:
+            descriptor_of(conn)  # raises, saying what a connection is
+        conn.close()
+        return None
+
+    # --- reclaiming what is forgotten -------------------------------------------------------------------------
+
+    def reclaim_when_collected(self, conn: HasFileno, connection: Connection) -> None:
+        connection.finalizer = weakref.finalize(conn, self._forget, connection)
+        connection.finalizer.atexit = False
+        connection.conn = reference_of(connection.finalizer, conn)
+
+    def leave_to_collector(self, conn: HasFileno, connection: Connection) -> None:
+        """Nothing is left to reclaim, and without a finalizer no Python code runs when conn is collected: a Ctrl-C that
+        strikes there would be swallowed, as the interpreter does with whatever a finalizer raises.
+        """
+        if connection.finalizer is not None:
+            connection.finalizer.detach()
+            connection.conn = weakref.ref(conn)  # the one before would call the finalizer even so
+
+
+class _Forget:
+    """The finalizer of callers' objects that are collected: any thread, between any two bytecodes."""
+
+    __slots__ = ("_leader",)
+
+    def __init__(self, leader: Leader) -> None:
+        self._leader = leader
+
+    def __call__(self, connection: Connection) -> None:
+        leader = self._leader
+        leader.engine.table_of(connection).pop(connection.key, None)
+        if not leader.closed:
+            leader.inbox.append(Close(connection, forgotten=True))
+            if leader.needs_wakeup:
+                leader.wake()
+
+
+def make_socket(item: Detach) -> None:
+    """A step of delegation: make a socket of what the leader has parted with."""
+    _libc.take_over(item.sock, item.owner[0])
+
+
+def _connection_for(conn: HasFileno, fd: int, kind: int, token: int) -> Connection:
+    try:
+        return Connection(conn, fd, kind, token)
+    except TypeError as error:  # of weakref.ref()
+        raise UnsupportedConnError(
+            "conn must be weak-referenceable, so that it can be reclaimed when you drop it: name '__weakref__' among "
+            f"the __slots__ of its class: {conn!r}"
+        ) from error

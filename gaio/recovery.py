@@ -1,0 +1,79 @@
+"""What a turn that was interrupted has left, put right: requests that are in two places, steps half done."""
+
+from __future__ import annotations
+
+from gaio.connection import NO_MORE, RequestQueue
+from gaio.outcome import cancelled
+from gaio.platform import _libc
+from gaio.result import UNDER_WAY, WRITE, OpResult
+
+TYPE_CHECKING = False  # see gaio/types.py
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from gaio.deadlines import Deadline
+    from gaio.engine import Engine
+
+
+def recover(engine: Engine) -> None:
+    """Before the next turn. It may be interrupted as well, and is then begun anew."""
+    backend = engine.backend
+    held = backend.recover()
+    finished = {id(request) for request in engine.outbox}
+    for request in engine.outbox:
+        if request._deadline is not None:
+            engine.deadlines.call_off(request._deadline)
+    backend.completed[:] = [request for request in backend.completed if id(request) not in finished]
+    for request in backend.completed:
+        if request.operation > WRITE and request.error is None:
+            request.error = UNDER_WAY  # it was being concluded, and finish() takes None for a read's or a write's
+    started = {id(request) for request in (*held, *backend.completed, *engine.backing_off)}
+
+    for connection in engine.closing:
+        if engine.being_closed and engine.being_closed[0] == connection.fd:
+            connection.fd = -1
+    _libc.close_all(engine.being_closed)
+
+    engine.partial.clear()
+    engine.ready.clear()
+    queued: set[int] = set()
+    deadlines: list[Deadline] = []
+    for connection in list(engine.descriptors.values()):
+        # A connect() first: a read behind it must find that it is under way.
+        for queue in reversed(connection.queues()):
+            requests = [request for request in _chain(queue.head) if id(request) not in finished]
+            queued.update(map(id, requests))
+            deadlines += [request._deadline for request in requests if request._deadline is not None]
+            _relink(queue, requests)
+            if requests and id(requests[0]) not in started:
+                requests[0]._offset = requests[0].size
+                if connection.close_reason is None:
+                    engine.ready.append(requests[0])
+                else:
+                    backend.completed.append(cancelled(requests[0]))
+    engine.deadlines.replace(deadlines)  # that of a request that was being admitted may be missing
+    for request in engine.outbox:
+        request._queue = request._next = request._memory = None
+    # What was admitted is the inbox's beginning. Only a deletion is safe while others append.
+    admitted = 0
+    for index, item in enumerate(engine.inbox.copy(), 1):
+        if id(item) in queued or id(item) in finished:
+            admitted = index
+    del engine.inbox[:admitted]
+
+
+def _chain(request: OpResult | None) -> Iterable[OpResult]:
+    while request is not None:
+        yield request
+        request = request._next
+
+
+def _relink(queue: RequestQueue, requests: list[OpResult]) -> None:
+    before = None
+    for request, following in zip(requests, [*requests[1:], None], strict=False):  # of none, nothing follows
+        request._next = following
+        if request._deadline is not None:
+            request._deadline.before = before
+        before = request
+    queue.head = requests[0] if requests else None
+    queue.tail = requests[-1] if requests else NO_MORE if queue.descriptor.close_reason else None
