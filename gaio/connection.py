@@ -138,7 +138,7 @@ def descriptor_of(conn: Any) -> int:
             f"conn has no descriptor of its own: submit the socket or the file beneath it: {conn!r}"
         ) from error
     except (OSError, ValueError) as error:
-        if getattr(conn, "closed", False) is True:  # of a file, which says so by ValueError
+        if _is_closed(conn):
             raise _closed(conn) from error
         raise UnsupportedConnError(f"conn has no descriptor to hand over: {error}") from error
     if not isinstance(fd, int) or isinstance(fd, bool) or fd > _INT_MAX:
@@ -146,6 +146,14 @@ def descriptor_of(conn: Any) -> int:
     if fd < 0:
         raise _closed(conn)
     return fd
+
+
+def _is_closed(conn: Any) -> bool:
+    """Of a file, which raises ValueError then; and here, too, when it has been parted from what it stands on."""
+    try:
+        return getattr(conn, "closed", False) is True
+    except ValueError:
+        return False
 
 
 def _closed(conn: Any) -> ConnClosedError:
@@ -179,8 +187,8 @@ def check_file(conn: Any, fd: int) -> None:
             )
         if isinstance(layer, io.BufferedIOBase) and not isinstance(layer, _PLAIN_BUFFERS):
             raise UnsupportedConnError(
-                f"the bytes of a {type(layer).__name__} are not those of its descriptor: submit the file or the socket "
-                f"beneath it: {conn!r}"
+                f"a {type(layer).__name__} is not known to pass on the very bytes of its descriptor, and to close it: "
+                f"submit the file or the socket beneath it: {conn!r}"
             )
     for layer, beneath in itertools.pairwise(layers):
         is_text = getattr(layer, "buffer", None) is beneath
@@ -266,7 +274,7 @@ def kind_of(fd: int, operation: Operation) -> int:
 def peer_of(fd: int, kind: int) -> bytes | None:
     """The peer's address, where there is one and it has a name: a struct sockaddr."""
     address = None if kind in (FILE, LISTENER) else _sockets.peer(fd)
-    return address if address is not None and len(address) > _sockets.SIZE_OF_FAMILY else None
+    return address if address is not None and _sockaddr.text(address) else None
 
 
 def check_kind(kind: int, operation: Operation) -> None:

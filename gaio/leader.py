@@ -65,8 +65,9 @@ PATIENCE = 1.0
 
 AWAKE: list[bool] = []  # see `needs_wakeup` above; stays empty
 
-# signal(7): what a fault of this very thread raises. Blocked, it would kill the process without a word of faulthandler.
-_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+# signal(7): what a thread raises by what it does itself, seccomp(2)'s SECCOMP_RET_TRAP included. Blocked, these kill
+# the process though it has a handler for them.
+_SYNCHRONOUS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
 
 
 class Leader:
@@ -397,7 +398,7 @@ class Leader:
     def run(self) -> None:
         # What the program blocks, to fetch it by sigwait(3) or signalfd(2), must not find this thread open. Until here
         # it has the mask of the thread that makes the watcher, which waits in begin() for what follows.
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _SYNCHRONOUS)
         thread = threading.get_ident()
         self.inside.add(thread)
         try:

@@ -67,16 +67,16 @@ def pack(family: int, address: Any) -> bytes:
 
 
 def text(address: bytes) -> str:
-    """The address as a person writes it; of a family that is not known here, its bytes."""
+    """The address as a person writes it; empty where it has none, or is of a family that is not known here."""
     family = address[1] if _HAS_LENGTH else int.from_bytes(address[:2], sys.byteorder)
     if family == socket.AF_INET and len(address) >= 8:
         return f"{socket.inet_ntop(family, address[4:8])}:{int.from_bytes(address[2:4], 'big')}"
     if family == socket.AF_INET6 and len(address) >= 24:
         return f"[{socket.inet_ntop(family, address[8:24])}]:{int.from_bytes(address[2:4], 'big')}"
-    if family == getattr(socket, "AF_UNIX", None):
-        path = address[2:]
+    path = address[2:]
+    if family == getattr(socket, "AF_UNIX", None) and path:
         return repr(os.fsdecode(path if path.startswith(b"\0") else path.partition(b"\0")[0]))
-    return address.hex()
+    return ""
 
 
 def _is_of(family: int, host: str) -> bool:

@@ -23,7 +23,6 @@ _getsockname = _libc.checked("getsockname")
 _getpeername = _libc.checked("getpeername")
 
 _SIZE_OF_ADDRESS = 128  # struct sockaddr_storage, <sys/socket.h>
-SIZE_OF_FAMILY = 2  # with which every struct sockaddr begins; a Unix socket without a name has no more
 
 
 def option(fd: int, name: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from tests import child
@@ -51,3 +53,23 @@ def test_a_fault_in_that_thread_is_still_reported(backend: Name) -> None:
     done = child.run(FAULT.format(backend=backend))
     assert done.returncode < 0
     assert "Segmentation fault" in done.stderr
+
+
+SYNCHRONOUS = """
+import signal
+import gaio
+
+path = "/proc/self/task/{{}}/status"
+with gaio.Watcher(backend={backend!r}) as watcher, open(path.format(watcher._leader.thread.native_id)) as status:
+    mask = int(next(line for line in status if line.startswith("SigBlk:")).split()[1], 16)
+for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS):
+    assert not mask >> (number - 1) & 1, number
+assert mask >> (signal.SIGUSR1 - 1) & 1
+print("good")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells of the mask of a thread")
+def test_what_a_thread_raises_itself_is_not_blocked(backend: Name) -> None:
+    """As SIGSYS, by which a seccomp filter may tell of a call that it refuses: blocked, it would kill the process."""
+    assert child.output_of(SYNCHRONOUS.format(backend=backend)) == "good"

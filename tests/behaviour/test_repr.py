@@ -80,3 +80,14 @@ def test_a_file(watcher: AccountedWatcher, pairs: Pairs) -> None:
     peer.write(b"x")
     watcher.finish(read)
     assert re.search(r"READ size=1 ok conn=FileIO #\d+>$", repr(read.result))
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_NETLINK"), reason="netlink(7) is Linux's")
+def test_an_address_of_a_family_that_is_not_known(watcher: AccountedWatcher) -> None:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW) as conn:
+        conn.bind((0, 0))
+        conn.connect((0, 0))
+        read = watcher.read(conn, timeout=0)
+        watcher.finish(read)
+        assert re.search(r" conn=socket #\d+>$", repr(read.result)), repr(read.result)
+        watcher.free(conn)

@@ -175,6 +175,17 @@ class TestConn:
             submit(unharmed, conn)
         assert_helpful(caught.value, "closed")
 
+    def test_a_file_that_was_parted_from_what_it_stood_on(
+        self, unharmed: gaio.Watcher, submit: Callable[[gaio.Watcher, Any], None]
+    ) -> None:
+        reading, writing = os.pipe()
+        os.close(writing)
+        conn = os.fdopen(reading, "rb")
+        conn.detach().close()
+        with pytest.raises(gaio.UnsupportedConnError) as caught:
+            submit(unharmed, conn)
+        assert_helpful(caught.value, "descriptor")
+
     def test_a_descriptor_that_is_not_open(
         self, unharmed: gaio.Watcher, pairs: Pairs, submit: Callable[[gaio.Watcher, Any], None]
     ) -> None:
