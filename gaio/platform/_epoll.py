@@ -44,7 +44,7 @@ EPOLL_CLOEXEC = os.O_CLOEXEC  # epoll_create1(2)
 INTEREST = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET
 READ_EDGE = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
 WRITE_EDGE = EPOLLOUT | EPOLLHUP | EPOLLERR
-FOR_GOOD = EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
+UNTIL_EAGAIN = EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
 
 # struct epoll_event { uint32_t events; uint64_t data; }, packed on x86-64 only (<bits/epoll.h>): 12 bytes there,
 # 16 with a hole after `events` everywhere else.
@@ -95,22 +95,10 @@ class EpollBackend(ReadinessBackend):
 
     name = "epoll"
 
-    __slots__ = (
-        "_open",
-        "_interest",
-        "_epoll",
-        "_wakeup",
-        "_events",
-        "_events_pointer",
-        "_epoll_wait",
-        "_epoll_look",
-    )
+    __slots__ = ("_open", "_interest", "_epoll", "_wakeup", "_epoll_wait", "_epoll_look")
 
     def __init__(self, arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> None:
-        super().__init__(arena, descriptors)
-        events = bytearray(EVENT.size * MAX_EVENTS)
-        self._events_pointer = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(events)))
-        self._events = memoryview(events)  # keeps the array exported, so its address holds
+        super().__init__(arena, descriptors, EVENT.size * MAX_EVENTS)
         self._epoll_wait = _libc.collecting("epoll_wait", self._counts, waits=True)
         self._epoll_look = _libc.collecting("epoll_wait", self._counts)
         self._open: list[int] = []
@@ -132,8 +120,8 @@ class EpollBackend(ReadinessBackend):
         self._interest.remove(descriptor.fd)
 
     def wait(self, timeout: float | None) -> None:
-        if self._short_of_memory:
-            timeout = self.try_again(timeout)
+        if self._backing_off:
+            timeout = self.retry(timeout)
         if timeout == 0:
             self._epoll_look(self._epoll, self._events_pointer, MAX_EVENTS, 0)
         else:
@@ -141,12 +129,9 @@ class EpollBackend(ReadinessBackend):
             milliseconds = -1 if timeout is None else math.ceil(min(timeout, LONGEST_WAIT) * 1000)
             self._epoll_wait(self._epoll, self._events_pointer, MAX_EVENTS, milliseconds)
         if self._counts[0] < 0:
-            number = ctypes.get_errno()
-            self._counts.clear()
-            if number == errno.EINTR:
-                return  # a signal came: its handler runs now, and the core works out what is left of the timeout
-            raise OSError(number, f"epoll_wait: {os.strerror(number)}")
-        self._take_events()
+            self._wait_failed("epoll_wait")
+        else:
+            self._take_events()
 
     def _take_events(self) -> None:
         descriptors = self._descriptors
@@ -155,7 +140,7 @@ class EpollBackend(ReadinessBackend):
             if descriptor is None:
                 continue  # the wake-up, or a descriptor that was freed after the kernel had reported it
             if events & READ_EDGE:
-                self.readable(descriptor, events & FOR_GOOD)
+                self.readable(descriptor, events & UNTIL_EAGAIN)
             if events & WRITE_EDGE:
                 self.writable(descriptor)
         self._counts.clear()

@@ -34,6 +34,7 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 
 from gaio.platform import FILE, LISTENER, _libc
+from gaio.platform._attempts import READY, READY_UNTIL_EAGAIN
 from gaio.platform._kqueue_abi import (
     EV_ADD,
     EV_CLEAR,
@@ -46,7 +47,7 @@ from gaio.platform._kqueue_abi import (
     Kqueue,
     system,
 )
-from gaio.platform._readiness import LONGEST_WAIT, READY, READY_FOR_GOOD, ReadinessBackend
+from gaio.platform._readiness import LONGEST_WAIT, ReadinessBackend
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from gaio.platform import Descriptor
     from gaio.swap import SwapArena
 
-FOR_GOOD = EV_EOF | EV_ERROR | EV_OOBAND
+UNTIL_EAGAIN = EV_EOF | EV_ERROR | EV_OOBAND
 
 MAX_EVENTS = 1024
 _WAKE = 0  # the token of the wake-up; those of descriptors begin with 2
@@ -146,8 +147,6 @@ class KqueueBackend(ReadinessBackend):
     name = "kqueue"
 
     __slots__ = (
-        "_events",
-        "_events_pointer",
         "_kevent_look",
         "_kevent_wait",
         "_kqueue",
@@ -160,16 +159,13 @@ class KqueueBackend(ReadinessBackend):
     )
 
     def __init__(self, arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> None:
-        super().__init__(arena, descriptors)
         abi, library = system()
         self._kqueue = Kqueue(abi, library)
+        super().__init__(arena, descriptors, self._kqueue.structure.size * MAX_EVENTS)
         try:
             self._wakeup: UserEvent | SelfPipe = UserEvent(self._kqueue)
         except OSError:
             self._wakeup = SelfPipe(self._kqueue)
-        events = bytearray(self._kqueue.structure.size * MAX_EVENTS)
-        self._events_pointer = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(events)))
-        self._events = memoryview(events)  # keeps the array exported, so its address holds
         self._kevent_wait = _libc.collecting(abi.kevent, self._counts, library, waits=True)
         self._kevent_look = _libc.collecting(abi.kevent, self._counts, library)
         self._setsockopt = _libc.checked("setsockopt")
@@ -196,7 +192,7 @@ class KqueueBackend(ReadinessBackend):
                 raise PermissionError(errno.EPERM, f"kqueue cannot watch it: {error}") from error
             if error.errno != errno.EPIPE:
                 raise
-            descriptor.reads.ready = READY_FOR_GOOD  # there need not be any event: an attempt finds out
+            descriptor.reads.ready = READY_UNTIL_EAGAIN  # there need not be any event: an attempt finds out
         os.set_blocking(fd, False)  # last: what is refused stays as it was
 
     def _suppress_sigpipe(self, fd: int) -> None:
@@ -232,13 +228,13 @@ class KqueueBackend(ReadinessBackend):
             if error.errno == errno.EPIPE:
                 self._try_write(request, queue)
             else:
-                self._bring_back(request, queue, -(error.errno or errno.EIO))
+                self._complete(request, queue, -(error.errno or errno.EIO))
                 return
         queue.entry = entry
 
     def wait(self, timeout: float | None) -> None:
-        if self._short_of_memory:
-            timeout = self.try_again(timeout)
+        if self._backing_off:
+            timeout = self.retry(timeout)
         kevent: Callable[..., None] = self._kevent_wait
         time_pointer = None
         if timeout == 0:
@@ -249,12 +245,9 @@ class KqueueBackend(ReadinessBackend):
             time_pointer = self._timespec_pointer
         kevent(self._kqueue.fd, None, self._no_changes, self._events_pointer, self._max_events, time_pointer)
         if self._counts[0] < 0:
-            number = ctypes.get_errno()
-            self._counts.clear()
-            if number == errno.EINTR:
-                return  # a signal came: its handler runs now, and the core works out how long is left
-            raise OSError(number, f"kevent: {os.strerror(number)}")
-        self._take_events()
+            self._wait_failed("kevent")
+        else:
+            self._take_events()
 
     def _take_events(self) -> None:
         descriptors = self._descriptors
@@ -275,9 +268,9 @@ class KqueueBackend(ReadinessBackend):
                     self.failed(descriptor, -fflags)
                 else:
                     # Nobody waits: then nobody remembers the count either, see the facts about `data`.
-                    self.readable(descriptor, flags & FOR_GOOD or always or request is None)
+                    self.readable(descriptor, flags & UNTIL_EAGAIN or always or request is None)
                     if request is not None and queue.waiting is None and 0 <= request._result < data:
-                        queue.ready = READY_FOR_GOOD
+                        queue.ready = READY_UNTIL_EAGAIN
             elif flags & EV_EOF and fflags:
                 self.failed(descriptor, -fflags)
                 self.writable(descriptor)

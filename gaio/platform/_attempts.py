@@ -1,0 +1,338 @@
+"""The operations of epoll and kqueue, a block for each: the call that it tries, and what the outcome means.
+
+An attempt is one system call that does not wait. Its outcome completes the request, or parks it until the kernel
+reports an edge; `_readiness.py` does the parking, and decides when to try.
+
+To add an operation: one method here, chosen in `_try_read` or `_try_write`. It stores the request in `_attempted`,
+makes a call that puts its result into `_returned`, and ends in `_complete` or `_park_or_complete`.
+
+Facts about interruption
+    An exception such as KeyboardInterrupt can interrupt an attempt between any two bytecodes. What recv(2) returned is
+    by then in `_returned`, put there by C code. recover() calls the method of the operation again: with a result in
+    `_returned` it makes no call, and reads the outcome. Doing that twice changes nothing, because the view and the
+    arena's fill are computed from the start of the attempt. The request goes into `completed` after all other stores
+    that are of its outcome, and recover() leaves alone what is there already.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+from abc import ABC, abstractmethod
+
+from gaio.memory import SocketAddress, Vector
+from gaio.platform import DATAGRAM, FILE, LISTENER, STREAM, _libc
+from gaio.platform._libc import IOV_MAX, MAX_RW_COUNT, address_of, msghdr
+
+TYPE_CHECKING = False  # see gaio/types.py
+if TYPE_CHECKING:
+    from typing import Any
+
+    from gaio.platform import Queue, Request
+    from gaio.swap import SwapArena
+
+# Queue.ready
+NOT_READY = 0
+READY = 1
+READY_UNTIL_EAGAIN = 2  # the end, an error or urgent data was reported: a short count does not end this readiness
+# -errno: the same, and this error was reported with it. A read may not find it behind the bytes.
+
+EAGAIN = -errno.EAGAIN
+_IN_PROGRESS = (errno.EINPROGRESS, errno.EALREADY, errno.EINTR)  # connect(2): wait until it is writable
+
+# A peer that has gone must not kill the process: SIGPIPE is suppressed per call, whatever the application has done with
+# the signal. write(2) to a pipe has no such flag; there it matters that Python ignores SIGPIPE from the start.
+# MSG_DONTWAIT leaves the mode of the socket as the caller set it, which matters because a duplicate of the descriptor
+# shares it. Not every system with a kqueue heeds it, see there.
+RECV_FLAGS = socket.MSG_DONTWAIT
+SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+
+
+class Attempts(ABC):
+    """One attempt at a time. The engine is ReadinessBackend."""
+
+    __slots__ = (
+        "completed",
+        "_arena",
+        "_returned",
+        "_attempted",
+        "_segment",
+        "_start",
+        "_pointer",
+        "_message",
+        "_message_pointer",
+        "_recv",
+        "_send",
+        "_sendmsg",
+        "_read",
+        "_write",
+        "_writev",
+        "_accept",
+        "_connect",
+        "_shutdown",
+        "_getsockopt",
+        "_so_error",
+    )
+
+    def __init__(self, arena: SwapArena) -> None:
+        self.completed: list[Any] = []
+        self._arena = arena
+        self._returned: list[int] = []  # what the call of the attempt under way returned, put there by C code
+        self._attempted: Request | None = None
+        self._segment: Any = None  # the room in the arena that the attempt reads into, and
+        self._start = 0  # where in it the bytes begin
+        self._pointer = ctypes.c_void_p()
+        self._message = msghdr()
+        self._message_pointer = ctypes.c_void_p(ctypes.addressof(self._message))
+        self._recv = _libc.collecting("recv", self._returned)
+        self._send = _libc.collecting("send", self._returned)
+        self._sendmsg = _libc.collecting("sendmsg", self._returned)
+        self._read = _libc.collecting("read", self._returned)
+        self._write = _libc.collecting("write", self._returned)
+        self._writev = _libc.collecting("writev", self._returned)
+        self._accept = _libc.accepting(self._returned)
+        self._connect = _libc.collecting("connect", self._returned)
+        self._shutdown = _libc.collecting("shutdown", self._returned)
+        self._getsockopt = _libc.collecting("getsockopt", self._returned)
+        self._so_error = ctypes.c_int()  # not 0 only while connect() takes it from there
+
+    # --- inbound --------------------------------------------------------------------------------------------
+
+    def _try_read(self, request: Any, queue: Any) -> None:
+        kind = queue.descriptor.kind
+        if kind == LISTENER:
+            self._try_accept(request, queue)
+        elif kind == FILE:
+            self._try_read_file(request, queue)
+        elif request._memory is not None:
+            self._try_receive(request, queue)
+        else:
+            # Receive into the arena. This is the common case, and stands here in one piece because every call costs:
+            # what _show() and _complete() do is repeated.
+            if not self._returned:
+                segment = self._segment = self._arena.room(kind >= DATAGRAM)
+                start = self._start = segment.used
+                asked = segment.size - start
+                self._pointer.value = segment.address + start
+                self._attempted = request
+                self._recv(queue.fd, self._pointer, asked, RECV_FLAGS)
+            else:
+                segment, start = self._segment, self._start
+                asked = segment.size - start
+            moved = self._returned[0]
+            if moved <= 0:
+                self._park_or_complete(request, queue, -ctypes.get_errno() if moved else 0)
+                return
+            if segment.batch >= 0:
+                request.buffer = segment.memory[start : start + moved]
+                segment.used = start + moved
+            else:
+                self._show(request, moved)
+            if moved < asked and kind == STREAM and queue.ready == READY:
+                queue.ready = NOT_READY
+            request._result = moved
+            queue.waiting = None
+            self.completed.append(request)
+            self._returned.clear()
+            self._attempted = None
+
+    def _try_receive(self, request: Any, queue: Any) -> None:
+        """Receive into the caller's buffer."""
+        asked = _left(request)
+        if not self._returned:
+            self._pointer.value = _address(request)
+            self._attempted = request
+            self._recv(queue.fd, self._pointer, asked, RECV_FLAGS)
+        moved = self._returned[0]
+        if moved > 0:
+            self._complete(request, queue, moved, asked)
+        else:
+            self._park_or_complete(request, queue, -ctypes.get_errno() if moved else 0)
+
+    def _try_read_file(self, request: Any, queue: Any) -> None:
+        """Read what is no socket, into the arena or into the caller's buffer."""
+        in_arena = request._memory is None
+        if not self._returned:
+            _keep_from_blocking(queue)
+            if in_arena:
+                segment = self._segment = self._arena.room(whole=True)
+                start = self._start = segment.used
+                address, asked = segment.address + start, segment.size - start
+            else:
+                address, asked = _address(request), _left(request)
+            self._pointer.value = address
+            self._attempted = request
+            self._read(queue.fd, self._pointer, asked)
+        moved = self._returned[0]
+        if moved > 0:
+            if in_arena:
+                self._show(request, moved)
+            self._complete(request, queue, moved)
+        else:
+            self._park_or_complete(request, queue, -ctypes.get_errno() if moved else 0)
+
+    def _try_accept(self, request: Any, queue: Any) -> None:
+        if not self._returned:
+            _keep_from_blocking(queue)
+            self._attempted = request
+            self._accept(queue.fd)
+        accepted = self._returned[0]
+        if accepted >= 0:
+            self._complete(request, queue, accepted)
+        else:
+            self._park_or_complete(request, queue, -ctypes.get_errno())
+
+    # --- outbound -------------------------------------------------------------------------------------------
+
+    def _try_write(self, request: Any, queue: Any) -> None:
+        memory = request._memory
+        if memory is None:
+            self._try_shutdown(request, queue)
+        elif type(memory) is SocketAddress:
+            self._try_connect(request, queue, memory)
+        elif queue.descriptor.kind == FILE:
+            self._try_write_file(request, queue)
+        elif type(memory) is Vector:
+            self._try_send_vector(request, queue, memory)
+        else:
+            self._try_send(request, queue)
+
+    def _try_send(self, request: Any, queue: Any) -> None:
+        """Send from one buffer. start() has the common case, all of a `bytes` object."""
+        asked = _left(request)
+        if not self._returned:
+            self._pointer.value = _address(request)
+            self._attempted = request
+            self._send(queue.fd, self._pointer, asked, SEND_FLAGS)
+        moved = self._returned[0]
+        if moved >= 0:
+            self._complete(request, queue, moved, asked)
+        else:
+            self._park_or_complete(request, queue, -ctypes.get_errno())
+
+    def _try_send_vector(self, request: Any, queue: Any, vector: Vector) -> None:
+        offset = request._offset
+        # A count that is short of this says that the buffer is full; short of the whole it would say nothing.
+        asked = min(_left(request), vector.within(offset, IOV_MAX))
+        if not self._returned:
+            self._message.msg_iov, count = vector.after(offset)
+            self._message.msg_iovlen = min(count, IOV_MAX)
+            self._attempted = request
+            self._sendmsg(queue.fd, self._message_pointer, SEND_FLAGS)
+        moved = self._returned[0]
+        if moved >= 0:
+            self._complete(request, queue, moved, asked)
+        else:
+            self._park_or_complete(request, queue, -ctypes.get_errno())
+
+    def _try_write_file(self, request: Any, queue: Any) -> None:
+        """Write to what is no socket, from one buffer or from several."""
+        memory = request._memory
+        if not self._returned:
+            _keep_from_blocking(queue)
+            if type(memory) is Vector:
+                self._pointer.value, count = memory.after(request._offset)
+                self._attempted = request
+                self._writev(queue.fd, self._pointer, min(count, IOV_MAX))
+            else:
+                self._pointer.value = _address(request)
+                self._attempted = request
+                self._write(queue.fd, self._pointer, _left(request))
+        moved = self._returned[0]
+        if moved >= 0:
+            self._complete(request, queue, moved)
+        else:
+            self._park_or_complete(request, queue, -ctypes.get_errno())
+
+    def _try_shutdown(self, request: Any, queue: Any) -> None:
+        if not self._returned:
+            self._attempted = request
+            self._shutdown(queue.fd, socket.SHUT_WR)
+        self._complete(request, queue, -ctypes.get_errno() if self._returned[0] < 0 else 0)
+
+    def _try_connect(self, request: Any, queue: Any, address: SocketAddress) -> None:
+        """connect(2) without blocking: it is in progress until the descriptor turns writable, or fails."""
+        self._attempted = request
+        begun = address.begun
+        if begun and queue.ready < 0:
+            self._complete(request, queue, queue.ready)
+            queue.ready = READY
+            return
+        if begun:
+            # Why it failed is told, and forgotten, by SO_ERROR; connect(2) again tells that it has succeeded.
+            size = ctypes.byref(ctypes.c_uint(ctypes.sizeof(self._so_error)))
+            self._getsockopt(queue.fd, socket.SOL_SOCKET, socket.SO_ERROR, ctypes.byref(self._so_error), size)
+            if self._so_error.value:
+                self._recover_connect(request, queue)
+                return
+            self._returned.clear()
+        else:
+            os.set_blocking(queue.fd, False)  # there is no flag for this call alone
+            address.begun = True
+        self._connect(queue.fd, address.data, len(address.data))
+        error = ctypes.get_errno() if self._returned[0] < 0 else 0
+        if error == errno.ECONNABORTED and not begun:
+            # Linux: the failure of the attempt before, which SO_ERROR has told already. This was the last of it.
+            self._returned.clear()
+            self._connect(queue.fd, address.data, len(address.data))
+            error = ctypes.get_errno() if self._returned[0] < 0 else 0
+        # EALREADY or EISCONN of the first call: another one, which was cut off, goes on or has succeeded meanwhile, and
+        # to wherever that was.
+        if error in _IN_PROGRESS and (begun or error != errno.EALREADY):
+            self._park_or_complete(request, queue, EAGAIN)
+        else:
+            self._complete(request, queue, 0 if error == errno.EISCONN and begun else -error)
+
+    def _recover_connect(self, request: Any, queue: Any) -> None:
+        """Of an interrupted attempt only what SO_ERROR told is kept: whatever connect(2) said, it will say again."""
+        if self._so_error.value:
+            self._complete(request, queue, -self._so_error.value)
+            self._so_error.value = 0
+
+    # --- outcomes -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _park_or_complete(self, request: Any, queue: Any, result: int) -> None:
+        """Nothing has moved: the call returned 0, or -1 with the errno that is given as -errno."""
+
+    def _complete(self, request: Any, queue: Any, result: int, asked: int = 0) -> None:
+        """It has come back. A count below what was asked for means that a TCP socket is empty, or full."""
+        if 0 < result < asked and queue.ready == READY and queue.descriptor.kind == STREAM:
+            queue.ready = NOT_READY
+        request._result = result
+        queue.waiting = None  # before it is in `completed`: an edge must not start an attempt for what is finished
+        self.completed.append(request)
+        self._returned.clear()
+        self._attempted = None
+
+    def _show(self, request: Any, moved: int) -> None:
+        """The request gets a view of the bytes that were read into the arena; of a spare segment a copy."""
+        segment, start = self._segment, self._start
+        if segment.batch >= 0:
+            request.buffer = segment.memory[start : start + moved]
+            segment.used = start + moved
+        else:
+            request.buffer = memoryview(bytearray(segment.memory[:moved]))
+            request._length = moved  # not the arena's: the view is the caller's to keep
+
+
+def _left(request: Request) -> int:
+    """How many bytes of its memory one call is asked to move."""
+    return min(request._length - request._offset, MAX_RW_COUNT)
+
+
+def _address(request: Request) -> int:
+    """Where the first of them is."""
+    memory = request._memory
+    address: int = address_of(memory) if type(memory) is bytes else memory.address
+    return address + request._offset
+
+
+def _keep_from_blocking(queue: Queue) -> None:
+    """Of what has no MSG_DONTWAIT, before each attempt: O_NONBLOCK belongs to all who share it, and a shell that gets
+    its terminal back, or another server that is done with the same listener, clears it. The attempt would then wait
+    with the interpreter lock held.
+    """
+    os.set_blocking(queue.fd, False)
