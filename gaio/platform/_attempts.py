@@ -3,8 +3,9 @@
 An attempt is one system call that does not wait. Its outcome completes the request, or parks it until the kernel
 reports an edge; `_readiness.py` does the parking, and decides when to try.
 
-To add an operation: one method here, chosen in `_try_read` or `_try_write`. It stores the request in `_attempted`,
-makes a call that puts its result into `_returned`, and ends in `_complete` or `_park_or_complete`.
+To add an operation, write one method here and choose it in `_try_read` or `_try_write`. It does three things. If
+`_returned` is empty it stores the request in `_attempted` and makes a call that puts its result into `_returned`. It
+reads that result. It ends in `_complete` or `_park_or_complete`.
 
 Facts about interruption
     An exception such as KeyboardInterrupt can interrupt an attempt between any two bytecodes. What recv(2) returned is
@@ -96,7 +97,7 @@ class Attempts(ABC):
         self._connect = _libc.collecting("connect", self._returned)
         self._shutdown = _libc.collecting("shutdown", self._returned)
         self._getsockopt = _libc.collecting("getsockopt", self._returned)
-        self._so_error = ctypes.c_int()  # not 0 only while connect() takes it from there
+        self._so_error = ctypes.c_int()  # of the connect() under way; 0 when that has been completed
 
     # --- inbound --------------------------------------------------------------------------------------------
 
@@ -109,8 +110,8 @@ class Attempts(ABC):
         elif request._memory is not None:
             self._try_receive(request, queue)
         else:
-            # Receive into the arena. This is the common case, and stands here in one piece because every call costs:
-            # what _show() and _complete() do is repeated.
+            # Receive into the arena. The common case stands here in one piece, with what _show() and _complete() do,
+            # because each Python call would be felt.
             if not self._returned:
                 segment = self._segment = self._arena.room(kind >= DATAGRAM)
                 start = self._start = segment.used
@@ -200,7 +201,7 @@ class Attempts(ABC):
             self._try_send(request, queue)
 
     def _try_send(self, request: Any, queue: Any) -> None:
-        """Send from one buffer. start() has the common case, all of a `bytes` object."""
+        """Send from one buffer. The common case, a whole `bytes` object, is in start() in one piece."""
         asked = _left(request)
         if not self._returned:
             self._pointer.value = _address(request)
@@ -214,7 +215,7 @@ class Attempts(ABC):
 
     def _try_send_vector(self, request: Any, queue: Any, vector: Vector) -> None:
         offset = request._offset
-        # A count that is short of this says that the buffer is full; short of the whole it would say nothing.
+        # A count below this says that the kernel's buffer is full. A count below the whole says nothing.
         asked = min(_left(request), vector.within(offset, IOV_MAX))
         if not self._returned:
             self._message.msg_iov, count = vector.after(offset)
@@ -261,11 +262,11 @@ class Attempts(ABC):
             queue.ready = READY
             return
         if begun:
-            # Why it failed is told, and forgotten, by SO_ERROR; connect(2) again tells that it has succeeded.
+            # SO_ERROR tells once why it failed. A second connect(2) tells that it has succeeded.
             size = ctypes.byref(ctypes.c_uint(ctypes.sizeof(self._so_error)))
             self._getsockopt(queue.fd, socket.SOL_SOCKET, socket.SO_ERROR, ctypes.byref(self._so_error), size)
             if self._so_error.value:
-                self._recover_connect(request, queue)
+                self._complete_by_so_error(request, queue)
                 return
             self._returned.clear()
         else:
@@ -274,19 +275,19 @@ class Attempts(ABC):
         self._connect(queue.fd, address.data, len(address.data))
         error = ctypes.get_errno() if self._returned[0] < 0 else 0
         if error == errno.ECONNABORTED and not begun:
-            # Linux: the failure of the attempt before, which SO_ERROR has told already. This was the last of it.
+            # Linux: the failure of the connect() before, which SO_ERROR has told already. This was the last of it.
             self._returned.clear()
             self._connect(queue.fd, address.data, len(address.data))
             error = ctypes.get_errno() if self._returned[0] < 0 else 0
-        # EALREADY or EISCONN of the first call: another one, which was cut off, goes on or has succeeded meanwhile, and
-        # to wherever that was.
+        # The first call says EALREADY or EISCONN when an earlier connect(), which was cancelled, goes on or has
+        # succeeded meanwhile: to wherever that one went.
         if error in _IN_PROGRESS and (begun or error != errno.EALREADY):
             self._park_or_complete(request, queue, EAGAIN)
         else:
             self._complete(request, queue, 0 if error == errno.EISCONN and begun else -error)
 
-    def _recover_connect(self, request: Any, queue: Any) -> None:
-        """Of an interrupted attempt only what SO_ERROR told is kept: whatever connect(2) said, it will say again."""
+    def _complete_by_so_error(self, request: Any, queue: Any) -> None:
+        """Keep what SO_ERROR told, also after an interruption. What connect(2) said it says again."""
         if self._so_error.value:
             self._complete(request, queue, -self._so_error.value)
             self._so_error.value = 0
@@ -298,7 +299,7 @@ class Attempts(ABC):
         """Nothing has moved: the call returned 0, or -1 with the errno that is given as -errno."""
 
     def _complete(self, request: Any, queue: Any, result: int, asked: int = 0) -> None:
-        """It has come back. A count below what was asked for means that a TCP socket is empty, or full."""
+        """The request has come back. A count below `asked` means that a TCP socket is empty, or full."""
         if 0 < result < asked and queue.ready == READY and queue.descriptor.kind == STREAM:
             queue.ready = NOT_READY
         request._result = result
@@ -308,7 +309,7 @@ class Attempts(ABC):
         self._attempted = None
 
     def _show(self, request: Any, moved: int) -> None:
-        """The request gets a view of the bytes that were read into the arena; of a spare segment a copy."""
+        """Give the request a view of what was read into the arena, or a copy if that was a spare segment."""
         segment, start = self._segment, self._start
         if segment.batch >= 0:
             request.buffer = segment.memory[start : start + moved]
@@ -331,8 +332,8 @@ def _address(request: Request) -> int:
 
 
 def _keep_from_blocking(queue: Queue) -> None:
-    """Of what has no MSG_DONTWAIT, before each attempt: O_NONBLOCK belongs to all who share it, and a shell that gets
-    its terminal back, or another server that is done with the same listener, clears it. The attempt would then wait
-    with the interpreter lock held.
+    """What has no MSG_DONTWAIT gets O_NONBLOCK anew before each attempt. That flag belongs to all who share it, and a
+    shell that gets its terminal back, or another server that is done with the same listener, clears it. The attempt
+    would then wait with the interpreter lock held.
     """
     os.set_blocking(queue.fd, False)

@@ -7,9 +7,9 @@ in `_attempts.py`.
 Facts about edges
     * A read that comes back short has emptied a TCP socket, and bytes that arrive later make a new edge; no call
       is needed just to hear EAGAIN. That is not so when the edge also reported the end or an error
-      (EPOLLRDHUP, EPOLLHUP, EPOLLERR; EV_EOF): no edge will follow, and only reading on finds it. Nor with
-      urgent data, where recv(2) stops at the mark with more behind it. Nor for anything else than TCP: a datagram,
-      a terminal's line, a Unix socket's message with rights attached all end a read early.
+      (EPOLLRDHUP, EPOLLHUP, EPOLLERR; EV_EOF): no edge will follow, and only reading on finds it. It is not so with
+      urgent data either, where recv(2) stops at the mark with more behind it, nor with anything else than TCP: a
+      datagram, a terminal's line, a Unix socket's message with rights attached all end a read early.
     * An edge without cause is harmless: the attempt says EAGAIN and the request stays parked.
     * ENOBUFS on a write means that memory, or the queue of a network interface, is short for the moment: send(2) of
       macOS and the BSDs, seldom of Linux. The descriptor may be writable all the while, so that no edge reports when it
@@ -44,8 +44,8 @@ _ENOBUFS = -errno.ENOBUFS
 ENOBUFS_BACK_OFF = 0.010  # seconds until a write that met ENOBUFS is tried again
 _MADE_AGAIN = (0, errno.EAGAIN, errno.EINTR)  # errors that say nothing about the connection
 
-# In seconds. macOS refuses a time far ahead, and epoll_wait(2) takes milliseconds in an int. Nobody minds a wait that
-# ends with nothing once in eleven days.
+# In seconds. macOS refuses a time far ahead, and epoll_wait(2) takes milliseconds in an int. A wait that ends with
+# nothing once in eleven days does no harm.
 LONGEST_WAIT = 1e6
 
 
@@ -75,7 +75,7 @@ class ReadinessBackend(Attempts):
                 if request._memory is not None or not queue.outbound:
                     queue.waiting = request
                     continue
-                queue.ready = READY  # shutdown(2) needs no room, nor does a write after it, to fail
+                queue.ready = READY  # shutdown(2) needs no room, and a write after it needs none to fail
             if queue.outbound:
                 if type(request._memory) is not bytes or request._offset or queue.descriptor.kind == FILE:
                     self._try_write(request, queue)
@@ -99,7 +99,7 @@ class ReadinessBackend(Attempts):
             elif queue.ready == READY or not is_connecting(queue.descriptor):
                 self._try_read(request, queue)
             else:
-                queue.waiting = request  # why the connection cannot be made is not for a read to hear: see readable()
+                queue.waiting = request  # a read would take the error that connect() is to get: see readable()
 
     def cancel(self, request: Any) -> None:
         queue = request._queue
@@ -123,12 +123,12 @@ class ReadinessBackend(Attempts):
         if request is not None and not (self.completed and self.completed[-1] is request):
             queue = request._queue
             if type(request._memory) is SocketAddress:
-                self._recover_connect(request, queue)
+                self._complete_by_so_error(request, queue)
             elif self._returned and self._returned[0] >= 0:
                 (self._try_write if queue.outbound else self._try_read)(request, queue)
             elif self._returned and not (error in _MADE_AGAIN or (error == errno.ENOBUFS and queue.outbound)):
                 self._complete(request, queue, -error)
-        self._so_error.value = 0
+        self._so_error.value = 0  # an interruption may come between its use and this
         self._returned.clear()
         self._attempted = None
         if self._counts and self._counts[0] > 0:
@@ -155,7 +155,7 @@ class ReadinessBackend(Attempts):
     def _park_or_complete(self, request: Any, queue: Any, result: int) -> None:
         if queue.ready < 0:
             if result == EAGAIN or (not result and queue.descriptor.kind != DATAGRAM):
-                # There is nothing more to read, but an error was reported: that is why.
+                # There is nothing more to read, and the error that was reported says why.
                 reported = queue.ready
                 self._complete(request, queue, reported)
                 queue.ready = READY_UNTIL_EAGAIN
@@ -176,7 +176,7 @@ class ReadinessBackend(Attempts):
         self._attempted = None
 
     def retry(self, timeout: float | None) -> float | None:
-        """Before a wait while writes back off: try them if it is time; returns how long to wait."""
+        """Before a wait while writes back off: try them if it is time. Returns how long to wait."""
         remaining = self._retry_at - monotonic()
         if remaining <= 0:
             queues, self._backing_off = self._backing_off, {}
@@ -198,14 +198,14 @@ class ReadinessBackend(Attempts):
         if until_eagain:
             queue.ready = READY_UNTIL_EAGAIN
             if is_connecting(descriptor):
-                self.writable(descriptor)  # why a connection cannot be made is told once, and not for a read to hear
+                self.writable(descriptor)  # connect() gets the error, which is told once, and no read takes it
         elif not queue.ready:
             queue.ready = READY
         if queue.waiting is not None and not (until_eagain and is_connecting(descriptor)):
             self._try_read(queue.waiting, queue)
 
     def failed(self, descriptor: Descriptor, error: int) -> None:
-        """The edge came with an error of the socket, which a call may not find any more: it is reported here."""
+        """The edge came with an error of the socket, which a call may not find any more."""
         if is_connecting(descriptor):
             writes = descriptor.writes
             writes.ready = error  # the connection that is being made has failed
@@ -223,8 +223,8 @@ class ReadinessBackend(Attempts):
                 self._try_write(queue.waiting, queue)
 
     def _wait_failed(self, name: str) -> None:
-        """The wait returned -1. After a signal that is no error: its handler runs now, and the core works out how much
-        is left of the timeout.
+        """The wait returned -1. A signal is no error: its handler runs now, and the core works out how much is left of
+        the timeout.
         """
         number = ctypes.get_errno()
         self._counts.clear()
@@ -233,7 +233,7 @@ class ReadinessBackend(Attempts):
 
     @abstractmethod
     def _take_events(self) -> None:
-        """Go through the events that `_counts` tells of, and empty it."""
+        """Deal with as many events as `_counts` says, and empty that."""
 
     @abstractmethod
     def wake(self) -> None: ...
