@@ -39,7 +39,7 @@ class Segment:
 
 
 class SwapArena:
-    """Room for swap reads. Not thread-safe: it belongs to whoever has the watch."""
+    """Room for swap reads. Not thread-safe: it belongs to the leader."""
 
     __slots__ = (
         "size",

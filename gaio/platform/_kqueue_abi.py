@@ -105,7 +105,7 @@ class Kqueue:
     def change(self, entry: bytes, *, tolerated: tuple[int, ...] = ()) -> None:
         """Apply one change; `OSError` unless it succeeds or fails with an error that is tolerated.
 
-        One a call, and without room for events: a thread that has not got the watch would fetch them.
+        One a call, and without room for events: a thread that does not lead would fetch them.
         """
         try:
             self._kevent(self.fd, entry, 1, None, 0, NO_TIME)
