@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from gaio.platform import _io_uring, _libc
+from gaio.platform import _libc
+from gaio.platform._io_uring import abi
 
 Condition = Callable[..., bool]
 
@@ -31,7 +32,7 @@ def is_call(number: int) -> Condition:
     return lambda *arguments: bool(arguments[0] == number)
 
 
-enters_ring = is_call(_io_uring.SYS_io_uring_enter)
+enters_ring = is_call(abi.SYS_io_uring_enter)
 
 
 class _Fault:

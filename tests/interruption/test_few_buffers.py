@@ -7,7 +7,7 @@ import socket
 import pytest
 
 import gaio
-from gaio.platform import _io_uring
+from gaio.platform._io_uring import buffers
 from tests import backends
 from tests.accounting import Request
 from tests.interruption.opcodes import Opcode, Strike, at_opcodes, interrupted_at
@@ -27,7 +27,7 @@ MESSAGES = [bytes([letter]) * 64 for letter in b"ABCDEF"]
 def _few_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     if "io_uring" not in backends.under_test():
         pytest.skip("another backend was chosen")
-    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda *_: (64, 1, 2))
+    monkeypatch.setattr(buffers, "buffer_geometry", lambda *_: (64, 1, 2))
 
 
 def reads_that_want_buffers(world: World) -> tuple[list[socket.socket], list[Request]]:

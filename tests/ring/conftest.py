@@ -11,6 +11,9 @@ from typing import Protocol
 import pytest
 
 from gaio.platform import _io_uring
+from gaio.platform._io_uring import abi
+from gaio.platform._io_uring.backend import IoUringBackend
+from gaio.platform._io_uring.ring import CQ_ENTRIES, ENTRIES
 from tests import backends
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.faulty_libc import FaultyLibc
@@ -39,10 +42,10 @@ def make_ring(make_watcher: MakeWatcher, monkeypatch: pytest.MonkeyPatch) -> Mak
     """Makes accounted watchers on rings with so many submission and completion queue entries."""
 
     def make(
-        entries: int = _io_uring.ENTRIES, cq_entries: int = _io_uring.CQ_ENTRIES, swap_size: int = 65536
+        entries: int = ENTRIES, cq_entries: int = CQ_ENTRIES, swap_size: int = 65536
     ) -> AccountedWatcher:
         with monkeypatch.context() as patch:
-            tiny = functools.partial(_io_uring.IoUringBackend, entries=entries, cq_entries=cq_entries)
+            tiny = functools.partial(IoUringBackend, entries=entries, cq_entries=cq_entries)
             patch.setattr(_io_uring, "open_backend", tiny)
             return make_watcher(swap_size)
 
@@ -68,8 +71,8 @@ def refuse_incremental_buffers(libc: FaultyLibc) -> None:
     """Be a kernel before Linux 6.12, which does not know IOU_PBUF_RING_INC and says EINVAL."""
 
     def asks_for_it(number: int, *arguments: int) -> bool:
-        if number != _io_uring.SYS_io_uring_register:
+        if number != abi.SYS_io_uring_register:
             return False
-        return bool(_io_uring.io_uring_buf_reg.from_address(arguments[2]).flags & _io_uring.IOU_PBUF_RING_INC)
+        return bool(abi.io_uring_buf_reg.from_address(arguments[2]).flags & abi.IOU_PBUF_RING_INC)
 
     libc.fail("syscall", errno.EINVAL, times=None, when=asks_for_it)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import gaio
-from gaio.platform import _io_uring
+from gaio.platform._io_uring import backend, buffers
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.faulty_libc import FaultyLibc, enters_ring
 from tests.interruption.opcodes import Opcode, Strike, at_opcodes, told_of_opcodes
@@ -27,7 +27,7 @@ def test_close_with_more_reads_than_buffers(
     make_watcher: MakeWatcher, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The read that is being cancelled comes back for want of a buffer, which nobody will give back. It needs none."""
-    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda *_: (64, 1, 1))
+    monkeypatch.setattr(buffers, "buffer_geometry", lambda *_: (64, 1, 1))
     watcher = make_watcher(64)
     conn, peer = pairs.tcp()
     with leading(watcher):  # so that all of it is left to close()
@@ -42,7 +42,7 @@ def test_the_deadline_of_reads_that_wait_for_a_buffer(
     make_watcher: MakeWatcher, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their bytes had come in time."""
-    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda *_: (64, 1, 1))
+    monkeypatch.setattr(buffers, "buffer_geometry", lambda *_: (64, 1, 1))
     watcher = make_watcher(64)
     ends = [pairs.tcp() for _ in range(5)]
     for _, peer in ends:
@@ -59,7 +59,7 @@ def test_a_pipe_that_somebody_else_has_read(
     make_watcher: MakeWatcher, monkeypatch: pytest.MonkeyPatch, ends_by: str
 ) -> None:
     """Between the poll and the read, which waits in the ring then: its cancellation comes behind it."""
-    hold = _io_uring.IoUringBackend._hold
+    hold = backend.IoUringBackend._conclude
     watcher = make_watcher()
     reading, writing = os.pipe()
     with (
@@ -74,7 +74,7 @@ def test_a_pipe_that_somebody_else_has_read(
                 assert somebody_else.read(10) == b"x"
             return held
 
-        monkeypatch.setattr(_io_uring.IoUringBackend, "_hold", hold_and_take)
+        monkeypatch.setattr(backend.IoUringBackend, "_conclude", hold_and_take)
         read = watcher.read(conn, timeout=0 if ends_by == "deadline" else None)
         writer.write(b"x")
         if ends_by == "free":
@@ -139,7 +139,7 @@ def test_a_write_that_waited_for_a_cancellation_and_finds_no_room(
     make_ring: MakeRing, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is found to have none on the very way into the kernel, which must wake for it all the same."""
-    monkeypatch.setattr(_io_uring, "MAX_COMPLETIONS", 1)  # the cancellation is seen after what it came too late for
+    monkeypatch.setattr(backend, "MAX_COMPLETIONS", 1)  # the cancellation is seen after what it came too late for
     watcher = make_ring()
     conn, peer = pairs.unix()
     already = 0
@@ -158,7 +158,7 @@ def test_a_read_that_waited_for_a_cancellation_beside_one_that_waited_for_a_buff
     make_ring: MakeRing, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The only buffer is offered to the second, whose bytes somebody else has received: the first must have it."""
-    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda *_: (64, 1, 1))
+    monkeypatch.setattr(buffers, "buffer_geometry", lambda *_: (64, 1, 1))
     watcher = make_ring(swap_size=64)
     (full, full_peer), (lacking, lacking_peer), (cancelled, cancelled_peer) = (pairs.tcp() for _ in range(3))
     with lacking.dup() as somebody_else:
@@ -166,7 +166,7 @@ def test_a_read_that_waited_for_a_cancellation_beside_one_that_waited_for_a_buff
         for peer in (full_peer, lacking_peer, cancelled_peer):
             peer.sendall(pattern(1 + 64))
         watcher.finish(*(watcher.read(conn, bytearray(1)) for conn in (full, lacking, cancelled)))
-        monkeypatch.setattr(_io_uring, "MAX_COMPLETIONS", 1)  # as in the test above
+        monkeypatch.setattr(backend, "MAX_COMPLETIONS", 1)  # as in the test above
         with leading(watcher):
             taking, starved = watcher.read(full), watcher.read(lacking)
             first, second = watcher.read(cancelled, bytearray(1), timeout=0), watcher.read(cancelled)

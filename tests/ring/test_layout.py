@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from gaio.platform import _io_uring, _libc
+from gaio.platform import _libc
+from gaio.platform._io_uring import abi
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="io_uring is Linux's")
 
@@ -52,14 +53,14 @@ TAIL_OF_BUF_RING = 14
 # Constants by their name in the header; those that gaio has under the same name.
 CONSTANTS = [
     name
-    for name in vars(_io_uring)
+    for name in vars(abi)
     if name.startswith(("IORING_", "IOSQE_", "IOU_")) and name != "IORING_CQE_BUFFER_SHIFT"
 ]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_structures_have_the_offsets_of_the_kernel(name: str) -> None:
-    structure: Any = getattr(_io_uring, name)
+    structure: Any = getattr(abi, name)
     size, offsets = LAYOUTS[name]
     assert ctypes.sizeof(structure) == size
     for field, offset in offsets.items():
@@ -74,9 +75,9 @@ def packed_fields(layout: struct.Struct, values: tuple[int, ...], fields: dict[s
 
 
 def test_submission_queue_entries() -> None:
-    first = _io_uring._operation(0x11, 0x22, 0x4433)
-    found = packed_fields(_io_uring.SQE, (first, 5, 6, 7, 8, 9, 10, 11), SQE)
-    assert _io_uring.SQE.size == 64
+    first = abi.first_word(0x11, 0x22, 0x4433)
+    found = packed_fields(abi.SQE, (first, 5, 6, 7, 8, 9, 10, 11), SQE)
+    assert abi.SQE.size == 64
     assert found == {
         "opcode": 0x11, "flags": 0x22, "ioprio": 0x4433, "fd": 5, "off": 6, "addr": 7, "len": 8,
         "rw_flags": 9, "user_data": 10, "buf_group": 11,
@@ -84,19 +85,19 @@ def test_submission_queue_entries() -> None:
 
 
 def test_completion_queue_entries() -> None:
-    assert _io_uring.CQE.size == 16
-    assert packed_fields(_io_uring.CQE, (1, 2, 3), CQE) == {"user_data": 1, "res": 2, "flags": 3}
+    assert abi.CQE.size == 16
+    assert packed_fields(abi.CQE, (1, 2, 3), CQE) == {"user_data": 1, "res": 2, "flags": 3}
 
 
 def test_entries_of_a_provided_buffer_ring() -> None:
-    assert _io_uring.BUF_SIZE == 16
-    entry = struct.Struct(f"{_io_uring.BUF.format}H")
+    assert abi.BUF_SIZE == 16
+    entry = struct.Struct(f"{abi.BUF.format}H")
     assert packed_fields(entry, (1, 2, 3, 4), BUF) == {"addr": 1, "len": 2, "bid": 3, "resv": 4}
-    assert _io_uring.BUF_RING_TAIL == TAIL_OF_BUF_RING
+    assert abi.BUF_RING_TAIL == TAIL_OF_BUF_RING
 
 
 def test_system_call_numbers() -> None:
-    numbers = (_io_uring.SYS_io_uring_setup, _io_uring.SYS_io_uring_enter, _io_uring.SYS_io_uring_register)
+    numbers = (abi.SYS_io_uring_setup, abi.SYS_io_uring_enter, abi.SYS_io_uring_register)
     assert numbers == (425, 426, 427)
 
 
@@ -178,4 +179,4 @@ def test_constants_against_the_headers(tmp_path: Path) -> None:
     assert len(asked) > 20
     asked["SYS_io_uring_setup"] = "SYS_io_uring_setup"
     found = ask_compiler(asked, tmp_path)
-    assert found == {name: getattr(_io_uring, name) for name in asked}
+    assert found == {name: getattr(abi, name) for name in asked}

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 import gaio
-from gaio.platform import _io_uring, _writability
+from gaio.platform import _writability
+from gaio.platform._io_uring import buffers
+from gaio.platform._io_uring.ring import Ring
 from tests.accounting import MakeWatcher
 from tests.faulty_libc import FaultyLibc, enters_ring
 from tests.interruption.opcodes import Opcode, Strike, at_opcodes, interrupted_at, told_of_opcodes
@@ -55,7 +57,7 @@ def test_reads_that_found_no_buffer_behind_others_that_take_none(
     make_ring: MakeRing, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Urgent data makes a connection readable with nothing to read, which a read that finds no buffer does not see."""
-    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda *_: (64, 4, 4))
+    monkeypatch.setattr(buffers, "buffer_geometry", lambda *_: (64, 4, 4))
     watcher = make_ring()
     full = [pairs.unix() for _ in range(4)]
     in_vain = [pairs.unix() for _ in range(12)]
@@ -143,7 +145,7 @@ def read_interrupted_at(at: Opcode, world: World) -> Strike:
 @pytest.mark.usefixtures("backend", "thread_acts_when_told")
 def test_the_order_of_memory_accesses_is_kept_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a lock, on processors that reorder them. Interrupted, it must not be locked for ever."""
-    monkeypatch.setattr(_io_uring, "_WEAKLY_ORDERED", True)
+    monkeypatch.setattr(Ring, "weakly_ordered", True)
 
     def play(at: Opcode) -> Strike:
         with World("io_uring", 4096) as world:
@@ -155,8 +157,8 @@ def test_the_order_of_memory_accesses_is_kept_after_an_interruption(monkeypatch:
 
 def completions(world: World) -> tuple[int, int]:
     """How many the kernel has been told are taken, and how many there were."""
-    ring: Any = world.leader.engine.backend
-    return ring._cq_head_word[0], ring._kcq_tail[0]
+    backend: Any = world.leader.engine.backend
+    return backend.ring.cq_head_word[0], backend.ring.kcq_tail[0]
 
 
 @pytest.mark.usefixtures("backend", "thread_acts_when_told")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import gaio
-from gaio.platform import _io_uring
+from gaio.platform._io_uring import abi
+from gaio.platform._io_uring import backend as its_module
 from tests.peers import Pairs, pattern, receive_exactly
 from tests.ring.conftest import MakeRing, leading
 from tests.waiting import LIMIT, Background, wait_until
@@ -20,14 +21,14 @@ pytestmark = pytest.mark.scenario(19, on="io_uring")
 
 def ring_of(watcher: gaio.Watcher) -> Any:
     backend: Any = watcher._leader.engine.backend
-    assert type(backend) is _io_uring.IoUringBackend
+    assert type(backend) is its_module.IoUringBackend
     return backend
 
 
 def test_a_geometry_is_what_was_asked_for(make_ring: MakeRing) -> None:
     """Or the tests below would prove nothing."""
     ring = ring_of(make_ring(entries=2, cq_entries=2).watcher)
-    assert (ring._sq_entries, ring._cq_entries) == (2, 2)
+    assert (ring.ring.sq_entries, ring.ring.cq_mask + 1) == (2, 2)
 
 
 @pytest.mark.parametrize("entries", [2, 4, 8])
@@ -60,8 +61,8 @@ def test_an_overflow_did_happen_and_was_drained(make_ring: MakeRing, pairs: Pair
     for _, peer in ends:
         peer.send(b"x")
     # With COOP_TASKRUN completions are worked out when the thread that submitted them enters the kernel next.
-    ring._enter(ring._enter_now, 0)
-    wait_until(lambda: ring._ksq_flags[0] & _io_uring.IORING_SQ_CQ_OVERFLOW, "the queue to overflow")
+    ring.ring.enter()
+    wait_until(lambda: ring.ring.ksq_flags[0] & abi.IORING_SQ_CQ_OVERFLOW, "the queue to overflow")
     batch = watcher.wait(30)
     assert set(batch) == set(reads), "what overflowed belongs to the same batch"
 
@@ -150,7 +151,7 @@ def test_a_wake_up_that_the_kernel_gave_up_is_armed_again(make_ring: MakeRing, p
     ring = ring_of(watcher.watcher)
 
     def given_up() -> bool:
-        ring._enter(ring._enter_now, 0)
+        ring.ring.enter()
         ring._reap()
         return not ring._wake_armed
 
@@ -161,8 +162,8 @@ def test_a_wake_up_that_the_kernel_gave_up_is_armed_again(make_ring: MakeRing, p
         with leading(watcher):  # so that nobody makes room meanwhile
             for _, peer in ends:
                 peer.send(b"x")
-            ring._enter(ring._enter_now, 0)
-            wait_until(lambda: ring._ksq_flags[0] & _io_uring.IORING_SQ_CQ_OVERFLOW, "the queue to overflow")
+            ring.ring.enter()
+            wait_until(lambda: ring.ring.ksq_flags[0] & abi.IORING_SQ_CQ_OVERFLOW, "the queue to overflow")
             ring.wake()
             wait_until(given_up, "the kernel to give up the wake-up, without which this would prove nothing")
         watcher.finish(*reads)
@@ -178,7 +179,7 @@ def test_what_one_batch_does_not_take_comes_with_the_next(
     make_ring: MakeRing, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No system call, and no event, is needed for what stands in the completion queue already."""
-    monkeypatch.setattr(_io_uring, "MAX_COMPLETIONS", 3)
+    monkeypatch.setattr(its_module, "MAX_COMPLETIONS", 3)
     watcher = make_ring()
     ends = [pairs.unix() for _ in range(10)]
     reads = [watcher.read(conn) for conn, _ in ends]

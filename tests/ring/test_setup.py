@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 import gaio
-from gaio.platform import _io_uring, _libc
+from gaio.platform import _libc
+from gaio.platform._io_uring import abi, probe, ring
 from tests import leaks
 from tests.backends import Name
 from tests.faulty_libc import Condition, FaultyLibc, enters_ring, is_call
@@ -32,8 +33,8 @@ pytestmark = [
 
 # step -> function and which of its calls
 STEPS: dict[str, tuple[str, Condition]] = {
-    "io_uring_setup": ("syscall", is_call(_io_uring.SYS_io_uring_setup)),
-    "io_uring_register": ("syscall", is_call(_io_uring.SYS_io_uring_register)),
+    "io_uring_setup": ("syscall", is_call(abi.SYS_io_uring_setup)),
+    "io_uring_register": ("syscall", is_call(abi.SYS_io_uring_register)),
     "io_uring_enter": ("syscall", enters_ring),
     "mmap": ("mmap", lambda *_: True),
     "madvise": ("madvise", lambda *_: True),
@@ -53,15 +54,15 @@ ADVICE = {
 @pytest.fixture
 def libc(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyLibc]:
     """The outcome of probing is remembered for the life of a process: forgotten before the test and after it."""
-    _io_uring._try_out.cache_clear()
+    probe._try_out.cache_clear()
     yield FaultyLibc(monkeypatch)
-    _io_uring._try_out.cache_clear()
+    probe._try_out.cache_clear()
 
 
 @pytest.fixture
 def nothing_closed_lately(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that is short is so for good: none of it is about to be given back by rings that were closed."""
-    monkeypatch.setattr(_io_uring, "GIVEN_BACK_BY_THEN", 0.0)
+    monkeypatch.setattr(probe, "GIVEN_BACK_BY_THEN", 0.0)
 
 
 def offer() -> gaio.Backend:
@@ -99,7 +100,7 @@ def test_auto_quietly_takes_another(libc: FaultyLibc, step: str, capfd: pytest.C
 
 
 def test_a_forced_ring_is_never_replaced(libc: FaultyLibc, monkeypatch: pytest.MonkeyPatch) -> None:
-    libc.fail("syscall", errno.EPERM, times=None, when=is_call(_io_uring.SYS_io_uring_setup))
+    libc.fail("syscall", errno.EPERM, times=None, when=is_call(abi.SYS_io_uring_setup))
     monkeypatch.setenv("GAIO_BACKEND", "io_uring")
     with pytest.raises(gaio.BackendUnavailableError, match=r"GAIO_BACKEND.*seccomp"):
         gaio.Watcher()
@@ -109,7 +110,7 @@ def test_a_forced_ring_is_never_replaced(libc: FaultyLibc, monkeypatch: pytest.M
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 def test_running_out_once_does_not_rule_it_out_for_good(libc: FaultyLibc, backend: Name, error: int) -> None:
     """The outcome of trying is remembered, but not that of a moment without descriptors or memory."""
-    libc.fail("syscall", error, times=None, when=is_call(_io_uring.SYS_io_uring_setup))
+    libc.fail("syscall", error, times=None, when=is_call(abi.SYS_io_uring_setup))
     found = offer()
     assert not found.available
     assert os.strerror(error) in found.reason
@@ -121,7 +122,7 @@ def test_running_out_once_does_not_rule_it_out_for_good(libc: FaultyLibc, backen
 @pytest.mark.parametrize("error", ["EMFILE", "ENFILE"])
 def test_no_descriptors_is_an_error_of_its_own(libc: FaultyLibc, backend: Name, error: str) -> None:
     """It does not say that the backend cannot run here: a caller may close something and try again."""
-    libc.fail("syscall", getattr(errno, error), when=is_call(_io_uring.SYS_io_uring_setup))
+    libc.fail("syscall", getattr(errno, error), when=is_call(abi.SYS_io_uring_setup))
     with pytest.raises(OSError) as caught:
         gaio.Watcher(backend=backend)
     assert caught.value.errno == getattr(errno, error)
@@ -130,7 +131,7 @@ def test_no_descriptors_is_an_error_of_its_own(libc: FaultyLibc, backend: Name, 
 
 def test_every_backend_refused(libc: FaultyLibc) -> None:
     """Then even `auto` raises, with the reason of each."""
-    libc.fail("syscall", errno.EPERM, times=None, when=is_call(_io_uring.SYS_io_uring_setup))
+    libc.fail("syscall", errno.EPERM, times=None, when=is_call(abi.SYS_io_uring_setup))
     libc.fail("epoll_create1", errno.ENOSYS, times=None)
     libc.fail("kqueue", errno.ENOSYS, times=None)
     with pytest.raises(gaio.BackendUnavailableError, match=r"io_uring: .*seccomp.*epoll: .*epoll_create1"):
@@ -142,16 +143,16 @@ def test_an_older_kernel_gets_an_index_array(libc: FaultyLibc) -> None:
     asked: list[int] = []
 
     def knows_no_sqarray(number: int, *arguments: Any) -> bool:
-        if number != _io_uring.SYS_io_uring_setup:
+        if number != abi.SYS_io_uring_setup:
             return False
-        flags = _io_uring.io_uring_params.from_address(arguments[1]).flags
+        flags = abi.io_uring_params.from_address(arguments[1]).flags
         asked.append(flags)
-        return bool(flags & _io_uring.IORING_SETUP_NO_SQARRAY)
+        return bool(flags & abi.IORING_SETUP_NO_SQARRAY)
 
     libc.fail("syscall", errno.EINVAL, times=None, when=knows_no_sqarray)
     assert offer().available, offer().reason
     assert "NO_SQARRAY" not in offer().reason
-    assert [bool(flags & _io_uring.IORING_SETUP_NO_SQARRAY) for flags in asked[:2]] == [True, False]
+    assert [bool(flags & abi.IORING_SETUP_NO_SQARRAY) for flags in asked[:2]] == [True, False]
 
 
 def test_what_has_no_meaning_yet_is_zero(libc: FaultyLibc) -> None:
@@ -159,14 +160,14 @@ def test_what_has_no_meaning_yet_is_zero(libc: FaultyLibc) -> None:
     sent: list[bytes] = []
 
     def look(number: int, *arguments: int) -> bool:
-        if number == _io_uring.SYS_io_uring_register:
-            sent.append(ctypes.string_at(arguments[2], ctypes.sizeof(_io_uring.io_uring_buf_reg)))
+        if number == abi.SYS_io_uring_register:
+            sent.append(ctypes.string_at(arguments[2], ctypes.sizeof(abi.io_uring_buf_reg)))
         return False  # the call itself is made as always
 
     libc.fail("syscall", errno.EINVAL, times=None, when=look)
     assert offer().available, offer().reason
     assert sent
-    behind_flags = _io_uring.io_uring_buf_reg.flags.offset + _io_uring.io_uring_buf_reg.flags.size
+    behind_flags = abi.io_uring_buf_reg.flags.offset + abi.io_uring_buf_reg.flags.size
     assert {registration[behind_flags:] for registration in sent} == {bytes(24)}
 
 
@@ -185,12 +186,12 @@ def test_a_kernel_without_the_features_is_refused(libc: FaultyLibc, monkeypatch:
 
     def system_call(number: int, name: str) -> Any:
         call = real(number, name)
-        if number != _io_uring.SYS_io_uring_setup:
+        if number != abi.SYS_io_uring_setup:
             return call
 
         def setup(entries: int, address: int) -> int:
             ring = call(entries, address)
-            _io_uring.io_uring_params.from_address(address).features &= ~_io_uring.IORING_FEAT_NODROP
+            abi.io_uring_params.from_address(address).features &= ~abi.IORING_FEAT_NODROP
             return ring
 
         return setup
@@ -247,30 +248,30 @@ def test_auto_goes_on_to_the_next(
 
 
 def best() -> str:
-    return "epoll" if _io_uring.is_behind() else "io_uring"
+    return "epoll" if probe.is_behind() else "io_uring"
 
 
 def test_where_memory_is_short_the_ring_is_smaller(libc: FaultyLibc, backend: Name) -> None:
     asked: list[int] = []
 
     def is_large(number: int, *arguments: Any) -> bool:
-        if number != _io_uring.SYS_io_uring_setup:
+        if number != abi.SYS_io_uring_setup:
             return False
         asked.append(arguments[0])
-        return bool(arguments[0] > _io_uring.FEW_ENTRIES)
+        return bool(arguments[0] > ring.FEW_ENTRIES)
 
     libc.fail("syscall", errno.ENOMEM, times=None, when=is_large)
     assert offer().available
-    assert f"{_io_uring.FEW_ENTRIES} entries" in offer().reason
+    assert f"{ring.FEW_ENTRIES} entries" in offer().reason
     with gaio.Watcher(backend=backend) as watcher:
         assert watcher.backend == "io_uring"
-    assert {_io_uring.ENTRIES, _io_uring.FEW_ENTRIES} <= set(asked)
+    assert {ring.ENTRIES, ring.FEW_ENTRIES} <= set(asked)
 
 
 def test_memory_that_is_being_given_back_is_waited_for(libc: FaultyLibc, backend: Name) -> None:
     """A closed ring's memory comes back later; a watcher that is made meanwhile gets its ring all the same."""
     gaio.Watcher(backend=backend).close()
-    libc.fail("syscall", errno.ENOMEM, times=9, when=is_call(_io_uring.SYS_io_uring_setup))
+    libc.fail("syscall", errno.ENOMEM, times=9, when=is_call(abi.SYS_io_uring_setup))
     with gaio.Watcher(backend=backend) as watcher:
         assert watcher.backend == "io_uring"
     assert libc.struck == 9
@@ -279,5 +280,5 @@ def test_memory_that_is_being_given_back_is_waited_for(libc: FaultyLibc, backend
 def test_a_process_that_was_stopped_while_it_probed(libc: FaultyLibc, monkeypatch: pytest.MonkeyPatch) -> None:
     """For longer than the probe has patience, between any two of its looks at the clock: it works all the same."""
     clock = itertools.count(0, 10)
-    monkeypatch.setattr(_io_uring, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(probe, "monotonic", lambda: next(clock))
     assert offer().available

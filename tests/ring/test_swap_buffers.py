@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gaio.platform import _io_uring
+from gaio.platform._io_uring import abi, buffers
 from tests.accounting import Request
 from tests.faulty_libc import FaultyLibc
 from tests.peers import Pairs, pattern
@@ -25,7 +25,7 @@ SIZE = 64
 @pytest.fixture(params=["offered", "whole"], autouse=True)
 def few_buffers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few and small, consumed the way that this kernel offers, and the way every kernel does: as a whole."""
-    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda *_: (SIZE, COUNT, COUNT))
+    monkeypatch.setattr(buffers, "buffer_geometry", lambda *_: (SIZE, COUNT, COUNT))
     if request.param == "whole":
         refuse_incremental_buffers(FaultyLibc(monkeypatch))
 
@@ -124,7 +124,7 @@ def test_a_read_that_waits_for_a_buffer_can_be_cut_off(make_ring: MakeRing, pair
 def test_there_are_as_many_buffers_as_the_largest_batches_take(
     make_ring: MakeRing, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda *_: (SIZE, 2, COUNT))
+    monkeypatch.setattr(buffers, "buffer_geometry", lambda *_: (SIZE, 2, COUNT))
     watcher = make_ring()
     ends = [pairs.unix() for _ in range(100)]
     reads = [watcher.read(conn) for conn, _ in ends]
@@ -154,7 +154,7 @@ def test_completions_that_overtake_others(make_ring: MakeRing, pairs: Pairs) -> 
             watcher.watcher._leader.engine.admit(watcher.watcher._leader.inbox[:])
             ring.start(watcher.watcher._leader.engine.ready)
             watcher.watcher._leader.engine.ready.clear()
-            ring._enter(ring._enter_now, 0)
+            ring.ring.enter()
             swap_completions(ring)
             watcher.finish(*reads)
             assert [read.data for read in reads] == [b"%d %d" % (round_number, number) for number in range(3)]
@@ -162,12 +162,12 @@ def test_completions_that_overtake_others(make_ring: MakeRing, pairs: Pairs) -> 
 
 def swap_completions(ring: Any) -> None:
     """Let the first two that wait in the ring change places."""
-    head, size = ring._reaped[0], _io_uring.CQE.size
-    assert ring._kcq_tail[0] - head == 3
-    first, second = ((place & ring._cq_mask) * size for place in (head, head + 1))
-    entries = [bytes(ring._kcqes[place : place + size]) for place in (second, first)]
+    head, size = ring._reaped[0], abi.CQE.size
+    assert ring.ring.kcq_tail[0] - head == 3
+    first, second = ((place & ring.ring.cq_mask) * size for place in (head, head + 1))
+    entries = [bytes(ring.ring.kcqes[place : place + size]) for place in (second, first)]
     for place, entry in zip((first, second), entries, strict=True):
-        ring._kcqes[place : place + size] = entry
+        ring.ring.kcqes[place : place + size] = entry
 
 
 @pytest.mark.parametrize("at_first", [1, 2, COUNT])
@@ -175,7 +175,7 @@ def test_views_stay_intact_through_many_rounds_of_the_ring(
     make_ring: MakeRing, pairs: Pairs, monkeypatch: pytest.MonkeyPatch, at_first: int
 ) -> None:
     """Every buffer is lent again and again, with batches of every size; no delivered byte changes meanwhile."""
-    monkeypatch.setattr(_io_uring, "buffer_geometry", lambda *_: (SIZE, at_first, COUNT))
+    monkeypatch.setattr(buffers, "buffer_geometry", lambda *_: (SIZE, at_first, COUNT))
     watcher = make_ring()
     chooser = random.Random(5)
     ends = [pairs.unix() for _ in range(24)]

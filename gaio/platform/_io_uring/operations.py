@@ -1,0 +1,367 @@
+"""What each operation becomes on its way into the ring, and what its completion means on the way out.
+
+One class for each operation: entry() is the way in, outcome() and the attributes beside it are the way out. A new
+operation is one class more, and a line in `Operations`.
+
+Two ways in and one way out are so common that IoUringBackend goes them by itself, without a call to here: a receive
+whose entry is known, a send of a whole `bytes` object, and a completion that is a result as it stands.
+
+Facts about io_uring that shaped this file
+    * A file may be read by a kernel worker that takes its buffer at the start, so files do without provided buffers:
+      they are polled, and then read into memory of their own.
+    * A request that waits in the ring and is woken 128 times in vain is handed to a kernel thread, which blocks in it,
+      and which a cancellation at the wrong moment does not reach (seen on Linux 6.18). A peer can do that: by urgent
+      data (MSG_OOB), which wakes a receive that does not get to see it; and a send that finds no room is woken for ever
+      by a peer that has shut down its side, as a poll is then ready whatever was asked for. Worse, such a thread
+      consumes all that is left of a provided buffer before a byte has come, so what others receive is looked for in
+      the wrong place. So no byte is waited for in the ring: sends and receives are MSG_DONTWAIT. A receive is linked to
+      a poll, and a write that finds no room is told of it by an epoll(7), which the ring polls. What is left of the
+      trap: a socket that polls as failed for ever, for an error queue that nobody fetches (SO_TIMESTAMPING,
+      IP_RECVERR), costs processor time while a request of it is pending, and before Linux 6.12 a whole buffer each
+      time, until recycle_unused(). So does a write that is refused though its descriptor polls as writable: one to an
+      eventfd with room for smaller numbers only.
+    * An accept that waits in the ring installs the new descriptor when a client comes, not when the CQE is reaped: a
+      child that is forked in between has it as well, with nobody to close it.
+
+Facts about interruption
+    outcome() stores nothing. What tells how a completion is to be understood, `Queue.ready` and `Request._memory`,
+    changes after all else, so that the same completion may be worked through again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import socket
+import threading
+
+from gaio.memory import SocketAddress, Vector
+from gaio.platform import SOCKET, _libc
+from gaio.platform._io_uring import abi
+from gaio.platform._io_uring.abi import POLLIN, SQE, first_word
+from gaio.platform._io_uring.buffers import BUFFER_GROUP
+from gaio.platform._libc import IOV_MAX, MAX_RW_COUNT, address_of, msghdr
+
+TYPE_CHECKING = False  # see gaio/types.py
+if TYPE_CHECKING:
+    from typing import Any
+
+# Queue.ready
+UNKNOWN = 0  # inbound only: with that, `entry` is taken for the receive that it is
+NOT_EMPTY = 1  # the last receive left bytes behind: receive without waiting for readiness first. Outbound: send
+POLL = 2  # the descriptor said EAGAIN: poll it, or wait for room to write
+POLLED = 3  # it has been polled: go ahead
+
+# What a completion means.
+RESULT = 0  # it is the request's result
+GO_ON = 1  # what has completed is its poll: start it again, for its bytes this time
+LACKS_BUFFER = 2  # start it again when there are provided buffers
+WAS_CANCELLED = 3  # by us, or by the kernel itself
+
+SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
+SEND = first_word(abi.IORING_OP_SEND)
+_CURRENT_POSITION = 0xFFFFFFFFFFFFFFFF  # `off` of read and write: a pipe or terminal has no other
+_POLL_ADD = first_word(abi.IORING_OP_POLL_ADD)
+_POLL_THEN_NEXT = first_word(abi.IORING_OP_POLL_ADD, abi.IOSQE_IO_LINK | abi.IOSQE_CQE_SKIP_SUCCESS)
+
+
+class Operation:
+    """What most of them have in common."""
+
+    moves_bytes = True
+    refused = POLL  # Queue.ready after -EAGAIN; after any other result it is NOT_EMPTY or UNKNOWN
+
+    def __init__(self, size: int = 0) -> None:
+        self.size = size  # of the memory that a read without a buffer is given
+
+    def entry(self, request: Any, queue: Any) -> bytes | None:
+        """The SQE, or two that are linked. Empty: it has completed without. None: it waits for room to write."""
+        raise NotImplementedError
+
+    def outcome(self, queue: Any, result: int, _cancelled: bool) -> int:
+        """What its completion means. `_cancelled`: a cancellation of this queue is under way, or has found it."""
+        if result >= 0:
+            return GO_ON if queue.ready == POLL and not queue.outbound else RESULT
+        return WAS_CANCELLED if result == -errno.ECANCELED else RESULT  # no socket is known that says so itself
+
+
+# --- receiving ----------------------------------------------------------------------------------------------
+
+
+class Receive(Operation):
+    """recv(2) of a stream socket into a provided buffer: a read without a buffer gets memory when its bytes come.
+
+    A success is worked out by IoUringBackend._reap(), which counts how far the buffers have been consumed.
+    """
+
+    refused = UNKNOWN
+    _operation = first_word(abi.IORING_OP_RECV, abi.IOSQE_BUFFER_SELECT)
+
+    def entry(self, _request: Any, queue: Any) -> bytes:
+        flags, group = socket.MSG_DONTWAIT, BUFFER_GROUP
+        entry = SQE.pack(self._operation, queue.fd, 0, 0, self.size, flags, queue.token, group)
+        if not queue.ready:
+            queue.entry = entry = _when_readable(queue) + entry  # always the same: taken as it is from now on
+        return entry
+
+    def outcome(self, queue: Any, result: int, cancelled: bool) -> int:
+        return LACKS_BUFFER if result == -errno.ENOBUFS else super().outcome(queue, result, cancelled)
+
+
+class ReceiveInto(Operation):
+    """recv(2) of a stream socket into the caller's buffer, or into memory of its own: see _try_once_more()."""
+
+    refused = UNKNOWN
+    _operation = first_word(abi.IORING_OP_RECV)
+
+    def entry(self, request: Any, queue: Any) -> bytes:
+        address, length = _left_to_read(request)
+        entry = SQE.pack(self._operation, queue.fd, 0, address, length, socket.MSG_DONTWAIT, queue.token, 0)
+        return entry if queue.ready else _when_readable(queue) + entry
+
+
+class ReceiveMessage(ReceiveInto):
+    """recv(2) of what keeps message boundaries.
+
+    Without a buffer it needs room for the largest message, but no memory while it waits: so it is polled first.
+    """
+
+    refused = POLL
+
+    def entry(self, request: Any, queue: Any) -> bytes:
+        if queue.ready == POLL or (request._memory is None and queue.ready != POLLED):
+            return _poll_alone(queue)
+        if request._memory is None:
+            give_own_memory(request, self.size)
+        return super().entry(request, queue)
+
+
+class Accept(Operation):
+    """accept4(2) of a listening socket, which does not block.
+
+    After -EAGAIN it is polled. Any other errno, EMFILE for one, is the result; what is to be done about it the core
+    decides.
+    """
+
+    moves_bytes = False
+    _operation = first_word(abi.IORING_OP_ACCEPT)
+    _flags = os.O_CLOEXEC  # SOCK_CLOEXEC of accept4(2): the same value on Linux
+
+    def entry(self, _request: Any, queue: Any) -> bytes:
+        if queue.ready == POLL:
+            return _poll_alone(queue)
+        return SQE.pack(self._operation, queue.fd, 0, 0, 0, self._flags, queue.token, 0)
+
+
+# --- sending ------------------------------------------------------------------------------------------------
+
+
+class Send(Operation):
+    """send(2) of a socket, or sendmsg(2) of several buffers at once."""
+
+    _sendmsg = first_word(abi.IORING_OP_SENDMSG)
+
+    def __init__(self) -> None:
+        self.messages: list[ctypes.Structure] = []  # that the kernel has not read yet
+
+    def entry(self, request: Any, queue: Any) -> bytes | None:
+        # One was refused, or a stream took a part of this one.
+        if queue.ready == POLL or (request._offset > 0 and queue.ready != POLLED and queue.descriptor.kind <= SOCKET):
+            return None
+        address, length = _left_to_write(request)
+        if type(request._memory) is Vector:
+            message = msghdr(msg_iov=address, msg_iovlen=length)
+            self.messages.append(message)
+            return SQE.pack(self._sendmsg, queue.fd, 0, ctypes.addressof(message), 1, SEND_FLAGS, queue.token, 0)
+        entry = SQE.pack(SEND, queue.fd, 0, address, length, SEND_FLAGS, queue.token, 0)
+        if queue.ready < POLL:
+            queue.entry = entry  # not for its bytes: the common case may be assumed from now on
+        return entry
+
+
+class Connect(Operation):
+    """connect(2). Reads of the same descriptor are parked until it has completed."""
+
+    moves_bytes = False
+    _operation = first_word(abi.IORING_OP_CONNECT)
+
+    def entry(self, request: Any, queue: Any) -> bytes:
+        queue.ready = POLLED  # so that its completion is none of the common ones. Nor need it wait for room:
+        data = request._memory.data  # what was short of room was the peer before, of a datagram socket
+        return SQE.pack(self._operation, queue.fd, len(data), address_of(data), 0, 0, queue.token, 0)
+
+
+class Shutdown(Operation):
+    """shutdown(2) does not block. The ring would have a kernel thread do it, and fail where there can be none."""
+
+    moves_bytes = False
+
+    def __init__(self, completed: list[Any]) -> None:
+        self._completed = completed
+        self._returned: list[int] = []
+        self._shutdown = _libc.collecting("shutdown", self._returned)
+        self._request: Any = None  # the one whose call is under way
+
+    def entry(self, request: Any, queue: Any) -> bytes:
+        self._request = request
+        self._shutdown(queue.fd, socket.SHUT_WR)
+        self.finish()
+        return b""
+
+    def finish(self) -> None:
+        """Also from recover(), in the thread whose errno it is: a second attempt may fail where this one did not."""
+        request = self._request
+        if request is not None and self._returned:
+            request._result = -ctypes.get_errno() if self._returned[0] < 0 else 0
+            if not (self._completed and self._completed[-1] is request):
+                self._completed.append(request)
+            request._queue.ready = NOT_EMPTY  # a write after it needs no room, to fail, and may never be told of any
+            self._returned.clear()
+        self._request = None
+
+
+# --- files --------------------------------------------------------------------------------------------------
+
+
+class ReadFile(Operation):
+    """read(2) of a pipe, a terminal … The ring may wait for it in spite of O_NONBLOCK (seen on Linux 6.18, with pipes).
+
+    Without a buffer it is polled first: it needs no memory while it waits.
+    """
+
+    _operation = first_word(abi.IORING_OP_READ)
+
+    def __init__(self, size: int, started_by: dict[int, threading.Thread]) -> None:
+        self.size = size
+        self._started_by = started_by
+
+    def entry(self, request: Any, queue: Any) -> bytes | None:
+        if queue.ready == POLL or (request._memory is None and queue.ready == UNKNOWN):
+            return _poll_alone(queue)
+        if request._memory is None:
+            give_own_memory(request, self.size)
+        return self._entry(self._operation, queue, *_left_to_read(request))
+
+    def _entry(self, operation: int, queue: Any, address: int, length: int) -> bytes:
+        self._started_by[queue.token] = threading.current_thread()
+        return SQE.pack(operation, queue.fd, _CURRENT_POSITION, address, length, 0, queue.token, 0)
+
+    def outcome(self, queue: Any, result: int, cancelled: bool) -> int:
+        """A file may say ECANCELED itself, as a timerfd(2) does whose clock was set (TFD_TIMER_CANCEL_ON_SET). The ring
+        says so of a poll, of a request that was cancelled, and of one that waits there when the thread that started it
+        exits.
+        """
+        if result == -errno.ECANCELED and queue.ready != POLL and not cancelled:
+            started_by = self._started_by.get(queue.token)
+            return WAS_CANCELLED if started_by is None or not started_by.is_alive() else RESULT
+        return super().outcome(queue, result, cancelled)
+
+
+class WriteFile(ReadFile):
+    """write(2), or writev(2) of several buffers at once."""
+
+    _operation = first_word(abi.IORING_OP_WRITE)
+    _writev = first_word(abi.IORING_OP_WRITEV)
+
+    def entry(self, request: Any, queue: Any) -> bytes | None:
+        if queue.ready == POLL:
+            return None
+        operation = self._writev if type(request._memory) is Vector else self._operation
+        return self._entry(operation, queue, *_left_to_write(request))
+
+
+# --- which operation a request is ---------------------------------------------------------------------------
+
+
+class Operations:
+    """The operations of one backend, with what they have to remember."""
+
+    def __init__(self, completed: list[Any], swap_size: int, read_size: int) -> None:
+        self.file_started_by: dict[int, threading.Thread] = {}  # queue token -> who gave the kernel its last request
+        self.receive, self.connect, self.shutdown = Receive(read_size), Connect(), Shutdown(completed)
+        self.send = send = Send()
+        into, message = ReceiveInto(), ReceiveMessage(swap_size)
+        read, write = ReadFile(swap_size, self.file_started_by), WriteFile(0, self.file_started_by)
+        # by Descriptor.kind: STREAM, SOCKET, DATAGRAM, SEQPACKET, FILE, LISTENER
+        self._inbound: tuple[Operation, ...] = (into, into, message, message, read, Accept())
+        self._outbound: tuple[Operation, ...] = (send, send, send, send, write, send)
+
+    def of(self, request: Any, queue: Any) -> Operation:
+        """The same on the way in and on the way out."""
+        memory, kind = request._memory, queue.descriptor.kind
+        if not queue.outbound:
+            return self.receive if memory is None and kind <= SOCKET else self._inbound[kind]
+        if memory is None:
+            return self.shutdown
+        return self.connect if type(memory) is SocketAddress else self._outbound[kind]
+
+
+# --- memory -------------------------------------------------------------------------------------------------
+
+
+def _left_to_read(request: Any) -> tuple[int, int]:
+    offset = request._offset
+    return request._memory.address + offset, min(request._length - offset, MAX_RW_COUNT)
+
+
+def _left_to_write(request: Any) -> tuple[int, int]:
+    """Address and length; of a Vector those of its iovec array."""
+    memory, offset = request._memory, request._offset
+    if type(memory) is Vector:
+        address, count = memory.after(offset)
+        return address, min(count, IOV_MAX)
+    start = address_of(memory) if type(memory) is bytes else memory.address
+    return start + offset, min(request._length - offset, MAX_RW_COUNT)
+
+
+class OwnMemory:
+    """Memory for one swap read of a file or of a message.
+
+    Mapped and not allocated, which would be to fill it with zeros: it takes no more memory than bytes come. And these
+    are copied from it, for a view would keep all of it.
+    """
+
+    __slots__ = ("address", "_storage")
+
+    def __init__(self, size: int) -> None:
+        self._storage = mmap.mmap(-1, size, mmap.MAP_PRIVATE)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._storage))
+
+    def view(self, size: int) -> memoryview:
+        return memoryview(bytearray(memoryview(self._storage)[:size]))
+
+
+def give_own_memory(request: Any, size: int) -> None:
+    """On the way in."""
+    request._length = size  # first: memory of no length would take an empty message
+    request._memory = OwnMemory(size)
+
+
+def take_own_memory(request: Any, result: int) -> None:
+    """On the way out."""
+    memory = request._memory
+    if type(memory) is OwnMemory:
+        if result > 0:
+            request.buffer = memory.view(result)
+        request._length = max(0, result)  # not 0: the view is the caller's for good
+        request._memory = None
+
+
+# --- polls --------------------------------------------------------------------------------------------------
+
+
+def poll_entry(fd: int, token: int, flags: int = 0) -> bytes:
+    return SQE.pack(_POLL_ADD, fd, 0, 0, flags, POLLIN, token, 0)
+
+
+def _poll_alone(queue: Any) -> bytes:
+    """It completes by itself, with GO_ON as its outcome."""
+    queue.ready = POLL
+    return poll_entry(queue.fd, queue.token)
+
+
+def _when_readable(queue: Any) -> bytes:
+    """A poll before the next entry: one CQE comes of the two, that of the poll only if it fails."""
+    return SQE.pack(_POLL_THEN_NEXT, queue.fd, 0, 0, 0, POLLIN, queue.token, 0)
