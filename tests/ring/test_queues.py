@@ -153,7 +153,7 @@ def test_a_wake_up_that_the_kernel_gave_up_is_armed_again(make_ring: MakeRing, p
     def given_up() -> bool:
         ring.ring.enter()
         ring._reap()
-        return not ring._wake_armed
+        return its_module._WAKE not in ring._armed
 
     for _ in range(5):
         ends = [pairs.unix() for _ in range(20)]

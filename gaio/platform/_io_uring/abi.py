@@ -55,56 +55,48 @@ IORING_CQE_F_SOCK_NONEMPTY = 1 << 2  # 5.19: there was more to receive
 IORING_CQE_BUFFER_SHIFT = 16
 
 
-def _u32(*names: str) -> list[tuple[str, type[ctypes.c_uint32]]]:
-    return [(name, ctypes.c_uint32) for name in names]
+_u16, _u32, _u64, _s64 = ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_int64
+
+
+def _words(*names: str) -> list[tuple[str, type[ctypes.c_uint32]]]:
+    return [(name, _u32) for name in names]
 
 
 class io_sqring_offsets(ctypes.Structure):
     _fields_ = [
-        *_u32("head", "tail", "ring_mask", "ring_entries", "flags", "dropped", "array", "resv1"),
-        ("user_addr", ctypes.c_uint64),
+        *_words("head", "tail", "ring_mask", "ring_entries", "flags", "dropped", "array", "resv1"),
+        ("user_addr", _u64),
     ]
 
 
 class io_cqring_offsets(ctypes.Structure):
     _fields_ = [
-        *_u32("head", "tail", "ring_mask", "ring_entries", "overflow", "cqes", "flags", "resv1"),
-        ("user_addr", ctypes.c_uint64),
+        *_words("head", "tail", "ring_mask", "ring_entries", "overflow", "cqes", "flags", "resv1"),
+        ("user_addr", _u64),
     ]
 
 
 class io_uring_params(ctypes.Structure):
     _fields_ = [
-        *_u32("sq_entries", "cq_entries", "flags", "sq_thread_cpu", "sq_thread_idle", "features", "wq_fd"),
-        ("resv", ctypes.c_uint32 * 3),
+        *_words("sq_entries", "cq_entries", "flags", "sq_thread_cpu", "sq_thread_idle", "features", "wq_fd"),
+        ("resv", _u32 * 3),
         ("sq_off", io_sqring_offsets),
         ("cq_off", io_cqring_offsets),
     ]
 
 
 class io_uring_buf_reg(ctypes.Structure):
-    _fields_ = [
-        ("ring_addr", ctypes.c_uint64),
-        ("ring_entries", ctypes.c_uint32),
-        ("bgid", ctypes.c_uint16),
-        ("flags", ctypes.c_uint16),
-        ("resv", ctypes.c_uint64 * 3),
-    ]
+    _fields_ = [("ring_addr", _u64), ("ring_entries", _u32), ("bgid", _u16), ("flags", _u16), ("resv", _u64 * 3)]
 
 
 class kernel_timespec(ctypes.Structure):
     """`struct __kernel_timespec`"""
 
-    _fields_ = [("tv_sec", ctypes.c_int64), ("tv_nsec", ctypes.c_int64)]
+    _fields_ = [("tv_sec", _s64), ("tv_nsec", _s64)]
 
 
 class io_uring_getevents_arg(ctypes.Structure):
-    _fields_ = [
-        ("sigmask", ctypes.c_uint64),
-        ("sigmask_sz", ctypes.c_uint32),
-        ("min_wait_usec", ctypes.c_uint32),
-        ("ts", ctypes.c_uint64),
-    ]
+    _fields_ = [("sigmask", _u64), ("sigmask_sz", _u32), ("min_wait_usec", _u32), ("ts", _u64)]
 
 
 # struct io_uring_sqe, 64 bytes: opcode, flags and ioprio in one word | fd | off | addr | len | the operation's

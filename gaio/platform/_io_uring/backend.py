@@ -84,10 +84,9 @@ class IoUringBackend:
         self._cancelled: set[int] = set()  # those whose request the kernel has found, until it comes back
         self._missed: list[Any] = []  # requests that a cancellation did not find
         self._last_tries: dict[Any, None] = {}  # parked ones that are being cancelled
-        self._wake_armed = False
+        self._armed: set[int] = set()  # _WAKE, _WRITABLE: the polls under way
         self._woken = False  # a wake-up has been taken out of the ring, for the wait() under way or the next one
         self._blocked: dict[int, Any] = {}  # by descriptor, the write that waits for room
-        self._writability_armed = False
         self._some_writable = False  # one of those descriptors is, or was
 
         self.ring = Ring()
@@ -169,21 +168,16 @@ class IoUringBackend:
         self.ring.push(entries)
 
     def cancel(self, request: Any) -> None:
+        if self.ring.is_full():
+            self._make_room()  # by which the request may come back
         queue = request._queue
         if queue.waiting is not request:
             if request in self._parked or self._blocked.get(queue.fd) is request:  # the kernel does not have it
                 self._try_once_more(request, queue)
             return
-        if queue.token in self._cancelling:
-            return
-        if self.ring.is_full():
-            self._make_room()
-            self.cancel(request)  # it may have come back meanwhile
-            return
-        # Before the next line: recover() undoes that.
-        self.ring.batch = [partial(self._cancelling.discard, queue.token)]
-        self._cancelling.add(queue.token)
-        self.ring.push([SQE.pack(_ASYNC_CANCEL, -1, 0, queue.token, 0, 0, _CANCELLATION | queue.token, 0)])
+        if queue.token not in self._cancelling:
+            entry = SQE.pack(_ASYNC_CANCEL, -1, 0, queue.token, 0, 0, _CANCELLATION | queue.token, 0)
+            self._push_own(entry, self._cancelling, queue.token)
 
     def _try_once_more(self, request: Any, queue: Any) -> None:
         """Start a request that waits here and is being cancelled: what is there already counts as arrived in time.
@@ -397,11 +391,11 @@ class IoUringBackend:
     def _arm(self) -> bool:
         """Have the ring tell of everything that is to be told of; whether there was anything to arrange."""
         tail = self.ring.sq_tail
-        if not self._wake_armed:
+        if _WAKE not in self._armed:
             # Multishot: the eventfd is never read, each write to it makes a CQE.
-            self._poll(self._wakeup.fd, _WAKE, abi.IORING_POLL_ADD_MULTI, "_wake_armed")
-        if self._blocked and not self._writability_armed:
-            self._poll(self._writability.fd, _WRITABLE, 0, "_writability_armed")
+            self._poll(self._wakeup.fd, _WAKE, abi.IORING_POLL_ADD_MULTI)
+        if self._blocked and _WRITABLE not in self._armed:
+            self._poll(self._writability.fd, _WRITABLE)
         if self._missed:
             for request in self._missed:
                 if request._queue is not None:
@@ -409,13 +403,16 @@ class IoUringBackend:
             self._missed.clear()
         return self.ring.sq_tail != tail
 
-    def _poll(self, fd: int, token: int, flags: int, armed: str) -> None:
-        """Have the ring poll a descriptor of our own; `armed` is the attribute that says so."""
+    def _poll(self, fd: int, token: int, flags: int = 0) -> None:
+        """Have the ring poll a descriptor of our own."""
         if self.ring.is_full():
             self._make_room()
-        self.ring.batch = [partial(setattr, self, armed, False)]  # before the next line: recover() undoes that
-        setattr(self, armed, True)
-        self.ring.push([operations.poll_entry(fd, token, flags)])
+        self._push_own(operations.poll_entry(fd, token, flags), self._armed, token)
+
+    def _push_own(self, entry: bytes, under_way: set[int], token: int) -> None:
+        self.ring.batch = [partial(under_way.discard, token)]  # before the next line: recover() undoes that
+        under_way.add(token)
+        self.ring.push([entry])
 
     def _special(self, token: int, result: int, flags: int) -> None:
         """The completion of something that is no request."""
@@ -432,12 +429,12 @@ class IoUringBackend:
             self._cancelling.discard(token)
             self._unpark = True
         elif token == _WRITABLE:
-            self._writability_armed = False
+            self._armed.discard(_WRITABLE)
             self._some_writable = True
         elif token == _WAKE:
             self._woken = True
             if not flags & abi.IORING_CQE_F_MORE:
-                self._wake_armed = False  # its thread has exited, or the kernel gave up on it
+                self._armed.discard(_WAKE)  # its thread has exited, or the kernel gave up on it
 
     # --- the rest of the contract ---------------------------------------------------------------------------
 
@@ -473,9 +470,8 @@ class IoUringBackend:
         self._blocked.clear()  # they will be started again
         held = list(self._parked)
         for descriptor in list(self._descriptors.values()):
-            for queue in (descriptor.reads, descriptor.writes):
-                if queue is not None and queue.waiting is not None:
-                    held.append(queue.waiting)
+            queues = (descriptor.reads, descriptor.writes)
+            held += [queue.waiting for queue in queues if queue is not None and queue.waiting is not None]
         return held
 
     def fileno(self) -> int:

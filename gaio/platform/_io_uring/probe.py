@@ -48,21 +48,12 @@ def open_backend(arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> IoU
 class _Trial:
     """A stand-in for the core's descriptor, queue and request at once."""
 
-    kind = SOCKET
-    writes = None
-    outbound = False
-    ready = UNKNOWN
-    entry = b""
-    _memory = None
-    _offset = 0
-    _length = 0
-    _result = 0
+    kind, outbound, writes, waiting, ready, entry, token = SOCKET, False, None, None, UNKNOWN, b"", 2
+    _memory, _offset, _length, _result = None, 0, 0, 0
     buffer: Any = None
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.token = 2
-        self.waiting: Any = None
         self.descriptor = self.reads = self._queue = self
 
 

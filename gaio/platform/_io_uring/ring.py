@@ -47,16 +47,9 @@ FEW_ENTRIES, FEW_CQ_ENTRIES = 64, 256
 
 MASK32 = 0xFFFFFFFF  # places in the queues are counted modulo 2**32
 
-_WANTED = (
-    abi.IORING_SETUP_CLAMP | abi.IORING_SETUP_CQSIZE | abi.IORING_SETUP_SUBMIT_ALL | abi.IORING_SETUP_COOP_TASKRUN
-)
-_NEEDED = (
-    abi.IORING_FEAT_SINGLE_MMAP
-    | abi.IORING_FEAT_NODROP
-    | abi.IORING_FEAT_SUBMIT_STABLE
-    | abi.IORING_FEAT_FAST_POLL
-    | abi.IORING_FEAT_EXT_ARG
-)
+_WANTED = abi.IORING_SETUP_CLAMP | abi.IORING_SETUP_CQSIZE | abi.IORING_SETUP_SUBMIT_ALL | abi.IORING_SETUP_COOP_TASKRUN
+_NEEDED = abi.IORING_FEAT_SINGLE_MMAP | abi.IORING_FEAT_NODROP | abi.IORING_FEAT_SUBMIT_STABLE
+_NEEDED |= abi.IORING_FEAT_FAST_POLL | abi.IORING_FEAT_EXT_ARG
 
 # Errors of io_uring_enter(2) that say "later", each for its reason: EINTR a signal came; ETIME the timeout passed;
 # EAGAIN and EBUSY the kernel is short of memory or of room for completions, which reaping makes.
