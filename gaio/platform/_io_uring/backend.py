@@ -28,7 +28,7 @@ from collections.abc import Mapping
 from functools import partial
 from time import monotonic
 
-from gaio.memory import SocketAddress, is_connecting
+from gaio.memory import is_connecting
 from gaio.platform import CANCELLED, FILE, _libc
 from gaio.platform._eventfd import Wakeup
 from gaio.platform._io_uring import abi, operations
@@ -94,6 +94,7 @@ class IoUringBackend:
             self.ring.open(entries, cq_entries)
             self.buffers = ProvidedBuffers(self.ring, arena.size)
             self.operations = operations.Operations(self.completed, arena.size, self.buffers.read_size)
+            self._messages = self.operations.send.messages
             # CQ head; provided buffers consumed until there, and bytes of the one that is being consumed
             self._reaped = (self.ring.cq_head_word[0], 0, 0)
             self._wakeup = Wakeup()
@@ -260,9 +261,8 @@ class IoUringBackend:
         # in sees no other sign.
         if self._arm():
             ring.enter()
-        messages = self.operations.send.messages
-        if messages and ring.ksq_head[0] == ring.sq_tail:
-            messages.clear()  # IORING_FEAT_SUBMIT_STABLE: read when the entry was taken
+        if self._messages and ring.ksq_head[0] == ring.sq_tail:
+            self._messages.clear()  # IORING_FEAT_SUBMIT_STABLE: read when the entry was taken
 
     def _buffers_are_left(self) -> bool:
         """Whether reads are parked for want of a swap buffer though there are some.
@@ -375,7 +375,7 @@ class IoUringBackend:
             return True
         otherwise = NOT_EMPTY if queue.outbound else UNKNOWN
         queue.ready = operation.refused if result == -errno.EAGAIN else otherwise
-        if type(request._memory) is SocketAddress:
+        if operation is self.operations.connect:
             self._unpark = True  # reads wait for it
         operations.take_own_memory(request, result)
         if outcome != operations.WAS_CANCELLED:
@@ -390,18 +390,19 @@ class IoUringBackend:
 
     def _arm(self) -> bool:
         """Have the ring tell of everything that is to be told of; whether there was anything to arrange."""
-        tail = self.ring.sq_tail
-        if _WAKE not in self._armed:
+        ring, armed = self.ring, self._armed
+        tail = ring.sq_tail
+        if _WAKE not in armed:
             # Multishot: the eventfd is never read, each write to it makes a CQE.
             self._poll(self._wakeup.fd, _WAKE, abi.IORING_POLL_ADD_MULTI)
-        if self._blocked and _WRITABLE not in self._armed:
+        if self._blocked and _WRITABLE not in armed:
             self._poll(self._writability.fd, _WRITABLE)
         if self._missed:
             for request in self._missed:
                 if request._queue is not None:
                     self.cancel(request)
             self._missed.clear()
-        return self.ring.sq_tail != tail
+        return ring.sq_tail != tail
 
     def _poll(self, fd: int, token: int, flags: int = 0) -> None:
         """Have the ring poll a descriptor of our own."""

@@ -1,10 +1,11 @@
 """What each operation becomes on its way into the ring, and what its completion means on the way out.
 
-One class for each operation: entry() is the way in, outcome() and the attributes beside it are the way out. A new
-operation is one class more, and a line in `Operations`.
+One class for each operation: entry() is its way in, outcome() and `refused` are its way out. A new operation is one
+class more, and a line in `Operations`.
 
-Two ways in and one way out are so common that IoUringBackend goes them by itself, without a call to here: a receive
-whose entry is known, a send of a whole `bytes` object, and a completion that is a result as it stands.
+Two ways in and one way out are so common that IoUringBackend takes them without a call to this file: a receive whose
+entry is known and a send of a whole `bytes` object, see _submit(); a completion that is a result as it stands, see
+_reap().
 
 Facts about io_uring that shaped this file
     * A file may be read by a kernel worker that takes its buffer at the start, so files do without provided buffers:
@@ -68,10 +69,10 @@ _POLL_THEN_NEXT = first_word(abi.IORING_OP_POLL_ADD, abi.IOSQE_IO_LINK | abi.IOS
 
 
 class Operation:
-    """What most of them have in common."""
+    """What most of them have in common. -EAGAIN is a result too: the core starts the request again."""
 
     moves_bytes = True
-    refused = POLL  # Queue.ready after -EAGAIN; after any other result it is NOT_EMPTY or UNKNOWN
+    refused = POLL  # Queue.ready after -EAGAIN; after any other result it is NOT_EMPTY (outbound) or UNKNOWN
 
     def __init__(self, size: int = 0) -> None:
         self.size = size  # of the memory that a read without a buffer is given
@@ -93,7 +94,8 @@ class Operation:
 class Receive(Operation):
     """recv(2) of a stream socket into a provided buffer: a read without a buffer gets memory when its bytes come.
 
-    A success is worked out by IoUringBackend._reap(), which counts how far the buffers have been consumed.
+    In: linked to a poll, unless the last receive left bytes behind. Out: bytes are found by IoUringBackend._reap(),
+    which counts how far the buffers have been consumed; without a buffer it is parked until some are given back.
     """
 
     refused = UNKNOWN
@@ -111,7 +113,10 @@ class Receive(Operation):
 
 
 class ReceiveInto(Operation):
-    """recv(2) of a stream socket into the caller's buffer, or into memory of its own: see _try_once_more()."""
+    """recv(2) of a stream socket into the caller's buffer, or into memory of its own: see _try_once_more().
+
+    In: linked to a poll, as Receive is. Out: any number is the result.
+    """
 
     refused = UNKNOWN
     _operation = first_word(abi.IORING_OP_RECV)
@@ -125,7 +130,8 @@ class ReceiveInto(Operation):
 class ReceiveMessage(ReceiveInto):
     """recv(2) of what keeps message boundaries.
 
-    Without a buffer it needs room for the largest message, but no memory while it waits: so it is polled first.
+    In: a read without a buffer needs room for the largest message, but no memory while it waits. So a poll comes first,
+    by itself, and memory of its own with the receive. Out: when the poll has completed, the receive is started.
     """
 
     refused = POLL
@@ -141,8 +147,8 @@ class ReceiveMessage(ReceiveInto):
 class Accept(Operation):
     """accept4(2) of a listening socket, which does not block.
 
-    After -EAGAIN it is polled. Any other errno, EMFILE for one, is the result; what is to be done about it the core
-    decides.
+    In: at once, or a poll after -EAGAIN. Out: when the poll has completed, the accept is started. Any errno is the
+    result; that EMFILE makes a listener back off is the core's decision.
     """
 
     moves_bytes = False
@@ -159,7 +165,11 @@ class Accept(Operation):
 
 
 class Send(Operation):
-    """send(2) of a socket, or sendmsg(2) of several buffers at once."""
+    """send(2) of a socket, or sendmsg(2) of several buffers at once.
+
+    In: at once, unless it has to wait for room to write: one was refused, or a stream took a part of this one. Out: any
+    number is the result; after -EAGAIN the next attempt waits for room.
+    """
 
     _sendmsg = first_word(abi.IORING_OP_SENDMSG)
 
@@ -167,7 +177,6 @@ class Send(Operation):
         self.messages: list[ctypes.Structure] = []  # that the kernel has not read yet
 
     def entry(self, request: Any, queue: Any) -> bytes | None:
-        # One was refused, or a stream took a part of this one.
         if queue.ready == POLL or (request._offset > 0 and queue.ready != POLLED and queue.descriptor.kind <= SOCKET):
             return None
         address, length = _left_to_write(request)
@@ -182,19 +191,26 @@ class Send(Operation):
 
 
 class Connect(Operation):
-    """connect(2). Reads of the same descriptor are parked until it has completed."""
+    """connect(2).
+
+    In: it never waits for room; what was short of room was the peer before, of a datagram socket. Out: any number is
+    the result. Reads of the descriptor, parked until then, are started.
+    """
 
     moves_bytes = False
     _operation = first_word(abi.IORING_OP_CONNECT)
 
     def entry(self, request: Any, queue: Any) -> bytes:
-        queue.ready = POLLED  # so that its completion is none of the common ones. Nor need it wait for room:
-        data = request._memory.data  # what was short of room was the peer before, of a datagram socket
+        queue.ready = POLLED  # so that its completion is none of the common ones
+        data = request._memory.data
         return SQE.pack(self._operation, queue.fd, len(data), address_of(data), 0, 0, queue.token, 0)
 
 
 class Shutdown(Operation):
-    """shutdown(2) does not block. The ring would have a kernel thread do it, and fail where there can be none."""
+    """shutdown(2), which does not block: it has completed when entry() returns.
+
+    The ring would have a kernel thread do it, and fail where there can be none.
+    """
 
     moves_bytes = False
 
@@ -228,7 +244,7 @@ class Shutdown(Operation):
 class ReadFile(Operation):
     """read(2) of a pipe, a terminal … The ring may wait for it in spite of O_NONBLOCK (seen on Linux 6.18, with pipes).
 
-    Without a buffer it is polled first: it needs no memory while it waits.
+    In: without a buffer a poll comes first, by itself, for it needs no memory while it waits. Out: as ReceiveMessage.
     """
 
     _operation = first_word(abi.IORING_OP_READ)
@@ -260,7 +276,7 @@ class ReadFile(Operation):
 
 
 class WriteFile(ReadFile):
-    """write(2), or writev(2) of several buffers at once."""
+    """write(2), or writev(2) of several buffers at once. In and out: as Send."""
 
     _operation = first_word(abi.IORING_OP_WRITE)
     _writev = first_word(abi.IORING_OP_WRITEV)
