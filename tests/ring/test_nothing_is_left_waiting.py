@@ -101,7 +101,7 @@ def test_a_wakeup_that_was_taken_in_making_room(make_ring: MakeRing, pairs: Pair
     turn = watcher.watcher._leader.engine.turn
     with leading(watcher):
         ring: Any = watcher.watcher._leader.engine.backend
-        turn(0)
+        turn(0, ring.wait)
         assert _WAKE in ring._armed
         for conn, _ in ends:
             watcher.read(conn)
