@@ -204,11 +204,21 @@ def create(name: str, arena: SwapArena, descriptors: Mapping[int, Descriptor]) -
     return backend
 
 
+# What can be done about an error of any call, where the backend has no better advice.
+_ADVICE = {
+    errno.EPERM: "refused, as by a seccomp filter",
+    errno.EACCES: "refused, as by a seccomp filter or a security module",
+    errno.ENOMEM: "there is no memory, or no more address space: raise RLIMIT_AS (ulimit -v), where that is set",
+}
+
+
 def why_not(name: str, error: OSError) -> str:
     """What to tell of a backend that could not be opened, with advice where there is any."""
     module = sys.modules.get(f"gaio.platform._{name}")  # not imported for this: there may be no descriptor for that
-    explain = getattr(module, "why_not", None)
-    return str(explain(error)) if explain is not None else str(error)
+    special = getattr(module, "advice", lambda _: None)(error)
+    advice = special or _ADVICE.get(error.errno or 0)
+    reason = error.strerror or str(error)
+    return reason if advice is None else f"{reason}: {advice}"
 
 
 def _module(name: str) -> Any:

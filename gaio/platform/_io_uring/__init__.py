@@ -10,6 +10,6 @@
 Each of these knows only those above it.
 """
 
-from gaio.platform._io_uring.probe import is_behind, open_backend, why_not
+from gaio.platform._io_uring.probe import advice, is_behind, open_backend
 
-__all__ = ["is_behind", "open_backend", "why_not"]
+__all__ = ["advice", "is_behind", "open_backend"]

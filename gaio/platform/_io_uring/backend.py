@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import errno
 import math
-import os
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -81,7 +80,6 @@ class IoUringBackend:
         self._parked: dict[Any, bool] = {}
         self._unpark = False  # something has changed for those
         self._cancelling: set[int] = set()  # queue tokens with a cancellation under way
-        self._cancelled: set[int] = set()  # those whose request the kernel has found, until it comes back
         self._missed: list[Any] = []  # requests that a cancellation did not find
         self._last_tries: dict[Any, None] = {}  # parked ones that are being cancelled
         self._armed: set[int] = set()  # _WAKE, _WRITABLE: the polls under way
@@ -99,7 +97,10 @@ class IoUringBackend:
             self._reaped = (self.ring.cq_head_word[0], 0, 0)
             self._wakeup = Wakeup()
             self._writability = Writability(self.ring.to_close)
-            self.ring.enter()  # a filter may refuse this call alone
+            # What may be refused, by a seccomp filter say, is not to be found out in the middle of something.
+            self._writability.watch(self._wakeup.fd)
+            self._writability.leave_alone(self._wakeup.fd)
+            self.ring.enter()
         except BaseException:
             self.ring.close()
             raise
@@ -107,17 +108,12 @@ class IoUringBackend:
     # --- descriptors ----------------------------------------------------------------------------------------
 
     def register(self, descriptor: Descriptor) -> None:
-        if descriptor.kind == FILE:
-            if sys.platform == "linux":  # as it always is here; the type checker has to be told
-                with _libc.epoll() as poller:
-                    poller.register(descriptor.fd)  # EPERM for what cannot be polled, as regular files
-            os.set_blocking(descriptor.fd, False)  # or a kernel worker would sit in read(2) for as long as it takes
+        if descriptor.kind == FILE and sys.platform == "linux":  # it always is; the type checker has to be told
+            with _libc.epoll() as poller:
+                poller.register(descriptor.fd)  # EPERM for what cannot be polled, as regular files
 
     def unregister(self, descriptor: Descriptor) -> None:
         self._writability.leave_alone(descriptor.fd)  # the ring knows descriptors only through requests
-        for token in (descriptor.token, descriptor.token + 1):
-            self._cancelled.discard(token)
-            self.operations.file_started_by.pop(token, None)
 
     # --- requests on their way in ---------------------------------------------------------------------------
 
@@ -144,7 +140,7 @@ class IoUringBackend:
         entries: list[bytes] = []
         append = entries.append
         pack = SQE.pack
-        uncommon = self._parked or self._cancelling or self._cancelled
+        uncommon = self._parked or self._cancelling
         for request in requests:
             queue = request._queue
             memory = request._memory
@@ -158,7 +154,6 @@ class IoUringBackend:
                     self._parked[request] = False
                     continue
                 self._parked.pop(request, None)
-                self._cancelled.discard(queue.token)
                 entry = self.operations.of(request, queue).entry(request, queue)
                 if not entry:
                     if entry is None:
@@ -221,9 +216,9 @@ class IoUringBackend:
             if request is not None:
                 request._queue.ready = POLLED
                 requests.append(request)
-        self.start(requests)
         for fd in writable:
-            self._writability.leave_alone(fd)
+            self._writability.leave_alone(fd)  # before: what finds no room again is watched again
+        self.start(requests)
 
     # --- waiting --------------------------------------------------------------------------------------------
 
@@ -233,7 +228,7 @@ class IoUringBackend:
             self._unpark = False
             self.start(self._startable())
         if self._last_tries:
-            # Behind their entries, of which the kernel may wait for one of a file.
+            # Behind their entries, of which one may be the poll of a file.
             self._missed += [request for request in self._last_tries if request not in self._parked]
             self._last_tries = {request: None for request in self._last_tries if request in self._parked}
         self._arm()
@@ -358,7 +353,7 @@ class IoUringBackend:
         """
         token = queue.token
         operation = self.operations.of(request, queue)
-        outcome = operation.outcome(queue, result, token in self._cancelling or token in self._cancelled)
+        outcome = operation.outcome(queue, result)
         lacks_buffer = outcome == operations.LACKS_BUFFER
         if lacks_buffer or outcome == operations.GO_ON:
             cancelled = token in self._cancelling
@@ -383,7 +378,6 @@ class IoUringBackend:
         request._result = CANCELLED
         self.completed.append(request)
         queue.waiting = None
-        self._cancelled.discard(token)
         return True
 
     # --- entries that are no request's: their way in, and their way out ---------------------------------------
@@ -425,8 +419,6 @@ class IoUringBackend:
                 queue = None if descriptor is None else descriptor.writes if token & 1 else descriptor.reads
                 if queue is not None and queue.waiting is not None:
                     self._missed.append(queue.waiting)
-            elif token & -2 in self._descriptors:
-                self._cancelled.add(token)  # the request's own completion may come after this one
             self._cancelling.discard(token)
             self._unpark = True
         elif token == _WRITABLE:
@@ -459,7 +451,7 @@ class IoUringBackend:
             self.recycle()
 
     def recover(self) -> list[Any]:
-        self.operations.shutdown.finish()
+        self.operations.calls.finish()
         self.ring.recover()
         for request in self.completed:
             self._parked.pop(request, None)  # it was being cancelled

@@ -8,8 +8,10 @@ entry is known and a send of a whole `bytes` object, see _submit(); a completion
 _reap().
 
 Facts about io_uring that shaped this file
-    * A file may be read by a kernel worker that takes its buffer at the start, so files do without provided buffers:
-      they are polled, and then read into memory of their own.
+    * A file (a pipe, a terminal …) may be read by a kernel worker, and the ring may wait for one in spite of O_NONBLOCK
+      (seen on Linux 6.18, with pipes). When the thread that started such a request exits, it ends with -ECANCELED,
+      which a timerfd(2) whose clock was set says itself (TFD_TIMER_CANCEL_ON_SET). So the ring only polls files, and
+      read(2) and write(2) are called here. Of sockets none is known that says -ECANCELED: it is the ring's own word.
     * A request that waits in the ring and is woken 128 times in vain is handed to a kernel thread, which blocks in it,
       and which a cancellation at the wrong moment does not reach (seen on Linux 6.18). A peer can do that: by urgent
       data (MSG_OOB), which wakes a receive that does not get to see it; and a send that finds no room is woken for ever
@@ -36,7 +38,6 @@ import errno
 import mmap
 import os
 import socket
-import threading
 
 from gaio.memory import SocketAddress, Vector
 from gaio.platform import SOCKET, _libc
@@ -63,7 +64,6 @@ WAS_CANCELLED = 3  # by us, or by the kernel itself
 
 SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 SEND = first_word(abi.IORING_OP_SEND)
-_CURRENT_POSITION = 0xFFFFFFFFFFFFFFFF  # `off` of read and write: a pipe or terminal has no other
 _POLL_ADD = first_word(abi.IORING_OP_POLL_ADD)
 _POLL_THEN_NEXT = first_word(abi.IORING_OP_POLL_ADD, abi.IOSQE_IO_LINK | abi.IOSQE_CQE_SKIP_SUCCESS)
 
@@ -81,11 +81,11 @@ class Operation:
         """The SQE, or two that are linked. Empty: it has completed without. None: it waits for room to write."""
         raise NotImplementedError
 
-    def outcome(self, queue: Any, result: int, _cancelled: bool) -> int:
-        """What its completion means. `_cancelled`: a cancellation of this queue is under way, or has found it."""
+    def outcome(self, queue: Any, result: int) -> int:
+        """What its completion means."""
         if result >= 0:
             return GO_ON if queue.ready == POLL and not queue.outbound else RESULT
-        return WAS_CANCELLED if result == -errno.ECANCELED else RESULT  # no socket is known that says so itself
+        return WAS_CANCELLED if result == -errno.ECANCELED else RESULT
 
 
 # --- receiving ----------------------------------------------------------------------------------------------
@@ -108,8 +108,8 @@ class Receive(Operation):
             queue.entry = entry = _when_readable(queue) + entry  # always the same: taken as it is from now on
         return entry
 
-    def outcome(self, queue: Any, result: int, cancelled: bool) -> int:
-        return LACKS_BUFFER if result == -errno.ENOBUFS else super().outcome(queue, result, cancelled)
+    def outcome(self, queue: Any, result: int) -> int:
+        return LACKS_BUFFER if result == -errno.ENOBUFS else super().outcome(queue, result)
 
 
 class ReceiveInto(Operation):
@@ -206,86 +206,123 @@ class Connect(Operation):
         return SQE.pack(self._operation, queue.fd, len(data), address_of(data), 0, 0, queue.token, 0)
 
 
-class Shutdown(Operation):
-    """shutdown(2), which does not block: it has completed when entry() returns.
+# --- system calls that are made at once -----------------------------------------------------------------------
 
-    The ring would have a kernel thread do it, and fail where there can be none.
+
+class SystemCalls:
+    """Calls that do not block, made while a request is on its way in: it needs no entry when they have completed it.
+
+    What a call returned is in `_returned`, put there by C code, before the next bytecode.
     """
+
+    def __init__(self, completed: list[Any], swap_size: int) -> None:
+        self._completed = completed
+        self._swap_size = swap_size
+        self._room: mmap.mmap | None = None  # for reads of files without a buffer, whose bytes are copied from it
+        self._request: Any = None  # the one whose call is under way
+        self._returned: list[int] = []
+        self._pointer = ctypes.c_void_p()
+        self._shutdown = _libc.collecting("shutdown", self._returned)
+        self._read = _libc.collecting("read", self._returned)
+        self._write = _libc.collecting("write", self._returned)
+        self._writev = _libc.collecting("writev", self._returned)
+
+    def shutdown(self, request: Any, queue: Any) -> bool:
+        self._request = request
+        self._shutdown(queue.fd, socket.SHUT_WR)
+        return self.finish()
+
+    def read(self, request: Any, queue: Any) -> bool:
+        _keep_from_blocking(queue)
+        if request._memory is None:
+            room = self._room = self._room or mmap.mmap(-1, self._swap_size, mmap.MAP_PRIVATE)
+            address, length = ctypes.addressof(ctypes.c_char.from_buffer(room)), self._swap_size
+        else:
+            address, length = _left_to_read(request)
+        self._pointer.value = address
+        self._request = request
+        self._read(queue.fd, self._pointer, length)
+        return self.finish()
+
+    def write(self, request: Any, queue: Any) -> bool:
+        _keep_from_blocking(queue)
+        self._pointer.value, length = _left_to_write(request)
+        self._request = request
+        write = self._writev if type(request._memory) is Vector else self._write
+        write(queue.fd, self._pointer, length)
+        return self.finish()
+
+    def finish(self) -> bool:
+        """Whether the call has completed its request; if not, the descriptor said EAGAIN.
+
+        Also from recover(), in the thread whose errno it is: a second attempt may fail where this one did not.
+        """
+        request = self._request
+        completes = False
+        if request is not None and self._returned:
+            result = self._returned[0] if self._returned[0] >= 0 else -ctypes.get_errno()
+            completes = result != -errno.EAGAIN
+            if completes:
+                queue = request._queue
+                if result > 0 and request._memory is None:
+                    request.buffer = memoryview(bytearray(memoryview(self._room or b"")[:result]))
+                    request._length = result  # not the arena's: the view is the caller's for good
+                request._result = result
+                if not (self._completed and self._completed[-1] is request):
+                    self._completed.append(request)
+                # After shutdown(2) a write needs no room, to fail, and may never be told of any.
+                queue.ready = NOT_EMPTY if queue.outbound else UNKNOWN
+            self._returned.clear()
+        self._request = None
+        return completes
+
+
+def _keep_from_blocking(queue: Any) -> None:
+    """Before each call: O_NONBLOCK belongs to all who share the file, and one of them may have cleared it. The call
+    would then wait, with the interpreter lock held.
+    """
+    os.set_blocking(queue.fd, False)
+
+
+class Shutdown(Operation):
+    """shutdown(2). The ring would have a kernel thread do it, and fail where there can be none."""
 
     moves_bytes = False
 
-    def __init__(self, completed: list[Any]) -> None:
-        self._completed = completed
-        self._returned: list[int] = []
-        self._shutdown = _libc.collecting("shutdown", self._returned)
-        self._request: Any = None  # the one whose call is under way
+    def __init__(self, calls: SystemCalls) -> None:
+        self._calls = calls
 
     def entry(self, request: Any, queue: Any) -> bytes:
-        self._request = request
-        self._shutdown(queue.fd, socket.SHUT_WR)
-        self.finish()
+        self._calls.shutdown(request, queue)
         return b""
-
-    def finish(self) -> None:
-        """Also from recover(), in the thread whose errno it is: a second attempt may fail where this one did not."""
-        request = self._request
-        if request is not None and self._returned:
-            request._result = -ctypes.get_errno() if self._returned[0] < 0 else 0
-            if not (self._completed and self._completed[-1] is request):
-                self._completed.append(request)
-            request._queue.ready = NOT_EMPTY  # a write after it needs no room, to fail, and may never be told of any
-            self._returned.clear()
-        self._request = None
-
-
-# --- files --------------------------------------------------------------------------------------------------
 
 
 class ReadFile(Operation):
-    """read(2) of a pipe, a terminal … The ring may wait for it in spite of O_NONBLOCK (seen on Linux 6.18, with pipes).
+    """read(2) of a pipe, a terminal …
 
-    In: without a buffer a poll comes first, by itself, for it needs no memory while it waits. Out: as ReceiveMessage.
+    In: without a buffer a poll comes first, for most have to wait; else when there was nothing to read. Out: when the
+    poll has completed, it is read.
     """
 
-    _operation = first_word(abi.IORING_OP_READ)
+    def __init__(self, calls: SystemCalls) -> None:
+        self._calls = calls
 
-    def __init__(self, size: int, started_by: dict[int, threading.Thread]) -> None:
-        self.size = size
-        self._started_by = started_by
-
-    def entry(self, request: Any, queue: Any) -> bytes | None:
+    def entry(self, request: Any, queue: Any) -> bytes:
         if queue.ready == POLL or (request._memory is None and queue.ready == UNKNOWN):
             return _poll_alone(queue)
-        if request._memory is None:
-            give_own_memory(request, self.size)
-        return self._entry(self._operation, queue, *_left_to_read(request))
-
-    def _entry(self, operation: int, queue: Any, address: int, length: int) -> bytes:
-        self._started_by[queue.token] = threading.current_thread()
-        return SQE.pack(operation, queue.fd, _CURRENT_POSITION, address, length, 0, queue.token, 0)
-
-    def outcome(self, queue: Any, result: int, cancelled: bool) -> int:
-        """A file may say ECANCELED itself, as a timerfd(2) does whose clock was set (TFD_TIMER_CANCEL_ON_SET). The ring
-        says so of a poll, of a request that was cancelled, and of one that waits there when the thread that started it
-        exits.
-        """
-        if result == -errno.ECANCELED and queue.ready != POLL and not cancelled:
-            started_by = self._started_by.get(queue.token)
-            return WAS_CANCELLED if started_by is None or not started_by.is_alive() else RESULT
-        return super().outcome(queue, result, cancelled)
+        return b"" if self._calls.read(request, queue) else _poll_alone(queue)
 
 
-class WriteFile(ReadFile):
-    """write(2), or writev(2) of several buffers at once. In and out: as Send."""
+class WriteFile(Operation):
+    """write(2), or writev(2) of several buffers at once. In: as Send, at once or when there is room."""
 
-    _operation = first_word(abi.IORING_OP_WRITE)
-    _writev = first_word(abi.IORING_OP_WRITEV)
+    def __init__(self, calls: SystemCalls) -> None:
+        self._calls = calls
 
     def entry(self, request: Any, queue: Any) -> bytes | None:
         if queue.ready == POLL:
             return None
-        operation = self._writev if type(request._memory) is Vector else self._operation
-        return self._entry(operation, queue, *_left_to_write(request))
+        return b"" if self._calls.write(request, queue) else None
 
 
 # --- which operation a request is ---------------------------------------------------------------------------
@@ -295,11 +332,11 @@ class Operations:
     """The operations of one backend, with what they have to remember."""
 
     def __init__(self, completed: list[Any], swap_size: int, read_size: int) -> None:
-        self.file_started_by: dict[int, threading.Thread] = {}  # queue token -> who gave the kernel its last request
-        self.receive, self.connect, self.shutdown = Receive(read_size), Connect(), Shutdown(completed)
+        self.calls = calls = SystemCalls(completed, swap_size)
+        self.receive, self.connect, self.shutdown = Receive(read_size), Connect(), Shutdown(calls)
         self.send = send = Send()
         into, message = ReceiveInto(), ReceiveMessage(swap_size)
-        read, write = ReadFile(swap_size, self.file_started_by), WriteFile(0, self.file_started_by)
+        read, write = ReadFile(calls), WriteFile(calls)
         # by Descriptor.kind: STREAM, SOCKET, DATAGRAM, SEQPACKET, FILE, LISTENER
         self._inbound: tuple[Operation, ...] = (into, into, message, message, read, Accept())
         self._outbound: tuple[Operation, ...] = (send, send, send, send, write, send)
@@ -333,7 +370,7 @@ def _left_to_write(request: Any) -> tuple[int, int]:
 
 
 class OwnMemory:
-    """Memory for one swap read of a file or of a message.
+    """Memory for one swap read of a message.
 
     Mapped and not allocated, which would be to fill it with zeros: it takes no more memory than bytes come. And these
     are copied from it, for a view would keep all of it.

@@ -32,6 +32,7 @@ def open_backend(arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> IoU
     EPERM or ENOSYS as a matter of course.
     """
     _try_out(os.getpid())
+    begun = monotonic()
     while True:
         for entries, cq_entries in ((ENTRIES, CQ_ENTRIES), (FEW_ENTRIES, FEW_CQ_ENTRIES)):
             try:
@@ -40,7 +41,8 @@ def open_backend(arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> IoU
                 if error.errno != errno.ENOMEM:
                     raise
                 refusal = str(error.strerror)  # not the error: its traceback would keep what was opened
-        if monotonic() > last_closed[0] + GIVEN_BACK_BY_THEN:
+        now = monotonic()
+        if now > last_closed[0] + GIVEN_BACK_BY_THEN or now > begun + GIVEN_BACK_BY_THEN:
             raise OSError(errno.ENOMEM, refusal)
         sleep(0.001)
 
@@ -116,11 +118,10 @@ _ADVICE = {
     errno.ENOSYS: "the kernel was built without it, or a filter hides it",
     errno.EINVAL: "Linux 5.19 or later is needed, for COOP_TASKRUN and provided-buffer rings",
     errno.ENOMEM: "raise RLIMIT_MEMLOCK (ulimit -l), of which a ring takes 40 KiB, 16 at least, and which all "
-    "processes of the user share; or RLIMIT_AS (ulimit -v), where that is set",
+    "processes of the user share",
 }
 
 
-def why_not(error: OSError) -> str:
-    """What kept a ring from being opened, and what can be done about it."""
-    advice = _ADVICE.get(error.errno or 0)
-    return str(error) if advice is None else f"{error}: {advice}"
+def advice(error: OSError) -> str | None:
+    """What can be done about it, where one of io_uring's own calls was refused."""
+    return _ADVICE.get(error.errno or 0) if "io_uring" in str(error) else None
