@@ -33,7 +33,7 @@ class Deadline:
 
 
 class Deadlines:
-    """Pending deadlines, earliest first. Not thread-safe: it belongs to whoever has the watch."""
+    """Pending deadlines, earliest first. Not thread-safe: it belongs to the leader."""
 
     __slots__ = ("entries", "_shells")
 

@@ -25,11 +25,13 @@ class InvalidCPUError(GaioError, ValueError):
 
 
 class WatcherClosedError(GaioError, RuntimeError):
-    """The watcher is closed: raised by calls on it, and the error of requests that `close()` overtook."""
+    """The watcher is closed: raised by calls on it, and the error of requests that `close()` ended."""
 
 
 class ConnClosedError(GaioError, ConnectionError):
-    """`free()` overtook the request, while it was pending or just being submitted."""
+    """`free()` ended the request, while it was pending or just being submitted; or the call came for a connection that
+    is freed or closed.
+    """
 
 
 class DeadlineError(GaioError, TimeoutError):

@@ -158,8 +158,8 @@ class Copy:
     def __init__(self, block: tuple[memoryview, int], stock: list[Used | None]) -> None:
         self.address = block[1]
         # Not __del__: KeyboardInterrupt would be lost in it. A list's append is C code, and a reference from within is
-        # good enough: CPython calls back before it clears the attributes. When this is cut short before its end there
-        # is one block less.
+        # good enough: CPython calls back before it clears the attributes. When this is interrupted before its end,
+        # there is one block less.
         self._end = end = Used(self, stock.append)
         end.block = block
 

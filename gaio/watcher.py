@@ -485,7 +485,7 @@ class Watcher:
         from gaio.types import Stats
 
         leader = self._leader
-        # A set: the turn under way, or one that was cut short, has requests in two places.
+        # A set: the turn under way, or one that was interrupted, has requests in two places.
         pending = {id(item) for item in leader.inbox.copy() if isinstance(item, OpResult)}
         for connection in list(leader.engine.descriptors.values()):
             for queue in connection.queues():

@@ -37,8 +37,8 @@ What a backend has to say of its own is never said by an errno: any of them may 
     abandon()               in the child after fork(2): the same without touching what the parent shares.
     describe()              which kernel features it uses, in a few words.
 
-All of it but register() and wake() is called by whoever has the watch, one thread at a time, though not always
-the same one. Any of these calls may be cut short between two bytecodes by an exception such as KeyboardInterrupt:
+All of it but register() and wake() is called by the leader, one thread at a time, though not always the same one.
+Any of these calls may be interrupted between two bytecodes by an exception such as KeyboardInterrupt:
 what the kernel has given must be in memory before then, and doing a step again must do no harm.
 """
 

@@ -198,7 +198,7 @@ def accepting(results: list[int]) -> Callable[[int], None]:
 
 
 def close_all(fds: list[int]) -> None:
-    """Close these descriptors and empty the list; each exactly once, however often this is cut short and redone.
+    """Close these descriptors and empty the list; each exactly once, however often this is interrupted and done again.
 
     Taking a number off the list and closing it happens in C, in one step: close(2) done twice could hit a stranger
     who was given the number in between. It is never repeated for EINTR either: Linux has closed it by then.
@@ -259,7 +259,7 @@ def blank_socket() -> socket.socket:
 def take_over(sock: socket.socket, owner: SocketOwner) -> None:
     """Make a blocking socket of a blank one. It needs no second descriptor, which there might not be (EMFILE).
 
-    Done again, it goes on where it was cut short.
+    Done again, it goes on where it was interrupted.
     """
     if owner.fileno() >= 0:
         try:
@@ -275,8 +275,8 @@ def take_over(sock: socket.socket, owner: SocketOwner) -> None:
 def _initialize(sock: socket.socket, owner: SocketOwner, family: int) -> None:
     """What socket.socket.__init__() does, but in C code; CPython finds a family of -1 out, by getsockname(2).
 
-    That method is Python code: cut short, it would leave a descriptor with no owner, or with two. This initializes one
-    and then empties the other, or fails and leaves both as they were.
+    That method is Python code: interrupted, it would leave a descriptor with no owner, or with two. This initializes
+    one and then empties the other, or fails and leaves both as they were.
     """
     initialize = partial(socket.SocketType.__init__, sock, family, -1, -1)
     deque(zip(map(initialize, (owner.fileno(),)), map(SocketOwner.detach, (owner,)), strict=True), 0)
