@@ -122,7 +122,8 @@ class ReceiveInto(Operation):
     _operation = first_word(abi.IORING_OP_RECV)
 
     def entry(self, request: Any, queue: Any) -> bytes:
-        address, length = _left_to_read(request)
+        offset = request._offset
+        address, length = request._memory.address + offset, min(request._length - offset, MAX_RW_COUNT)
         entry = SQE.pack(self._operation, queue.fd, 0, address, length, socket.MSG_DONTWAIT, queue.token, 0)
         return entry if queue.ready else _when_readable(queue) + entry
 
@@ -238,7 +239,8 @@ class SystemCalls:
             room = self._room = self._room or mmap.mmap(-1, self._swap_size, mmap.MAP_PRIVATE)
             address, length = ctypes.addressof(ctypes.c_char.from_buffer(room)), self._swap_size
         else:
-            address, length = _left_to_read(request)
+            offset = request._offset
+            address, length = request._memory.address + offset, min(request._length - offset, MAX_RW_COUNT)
         self._pointer.value = address
         self._request = request
         self._read(queue.fd, self._pointer, length)
@@ -352,11 +354,6 @@ class Operations:
 
 
 # --- memory -------------------------------------------------------------------------------------------------
-
-
-def _left_to_read(request: Any) -> tuple[int, int]:
-    offset = request._offset
-    return request._memory.address + offset, min(request._length - offset, MAX_RW_COUNT)
 
 
 def _left_to_write(request: Any) -> tuple[int, int]:
