@@ -113,7 +113,7 @@ def test_submission_before_the_consumer_sleeps(backend: backends.Name) -> None:
             else:
                 break  # a call that begins after the wait
     assert len(places) > 50
-    waits = [place for place in places if re.search(r"\bwait(\(\), called by| <) turn\b", place)]
+    waits = [place for place in places if re.search(r"\bwait(\(\), called by| <) pause\b", place)]
     assert waits, f"too late from {places[-1]} on"
 
 
