@@ -3,15 +3,15 @@
     inbox --> admit: each to its connection's queue --> backend.start
                   next of that queue <-- finish <-- backend.wait --> outbox
 
-It knows no thread, no lock and no signal: whoever calls it is alone in it, and gaio/leader.py sees to that. Inbox,
-clock and backend come from outside, so that tests can bring their own.
+It knows no thread and no signal, and no lock but the one that it is given: whoever calls it is alone in it, and
+gaio/leader.py sees to that. Inbox, clock and backend come from outside, as tests/simulation/ has its own.
 
 What keeps a turn safe from KeyboardInterrupt
-    At every bytecode, each accepted request is in the inbox, in a queue or in the outbox; what the kernel has given is
-    in memory (gaio/platform/__init__.py). A request leaves one place only after it is in the next. So the worst that
-    an interruption can leave is a request in two places, and gaio/recovery.py puts that right by looking at all of
-    them before the next turn, which finds `interrupted` set. It costs a walk over every connection, and happens only
-    then.
+    At every bytecode, each accepted request is in the inbox, in a queue or in the outbox, which the leader keeps until
+    the batch is returned; what the kernel has given is in memory (gaio/platform/__init__.py). A request leaves one place
+    only after it is in the next. So the worst that an interruption can leave is a request in two places, and
+    gaio/recovery.py puts that right by looking at all of them before the next turn, which finds `interrupted` set. It
+    costs a walk over every connection, and happens only then.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Engine:
         # caller freed it.
         self.closing: dict[Connection, int] = {}
         self.backing_off: dict[OpResult, None] = {}  # accepts that ran out of descriptors
-        self.being_closed: list[int] = []  # the descriptor
+        self.being_closed: list[int] = []  # the number whose closing has begun; empty otherwise
         self.deadlines: Deadlines = Deadlines()
         self.interrupted = False  # a turn has begun and not ended
         self.gc_found = 0  # connections that the collector found

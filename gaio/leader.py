@@ -98,13 +98,14 @@ class Leader:
         self.consumer = 0
         self.inside: set[int] = set()
         self.joining: set[int] = set()  # those that wait for the watcher thread to end
-        # From here on, only for the leader.
+        # Only for the leader, but for `visits`, and for what the engine says is shared.
         self.engine = self.make_engine()
         self.delivery: list[OpResult] | None = None
         self.visits = 0
         self.completions = self.batches = 0
         self.delivered = (0, 0)  # completions and batches before the one in `delivery`
 
+        # The watcher thread.
         self.open_backend = open_backend
         self.backend_name = ""
         self.opened = threading.Lock()  # held; released when the watcher thread has opened the backend, or could not
@@ -337,7 +338,7 @@ class Leader:
         self.visits += 1
         try:
             if self.lead.acquire(False) and self.engine.interrupted:
-                self.engine.backend.recover()  # errno is this thread's own
+                self.engine.backend.recover()  # errno is this thread's own, unless it was the watcher thread's turn
         finally:
             release_all(self.delegation)
             release_all(self.lead)

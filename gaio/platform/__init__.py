@@ -116,7 +116,9 @@ if TYPE_CHECKING:
 
         buffer: Any  # a swap read: set by the backend to the view of what arrived
         _queue: Any  # the Queue it stands at the head of
-        _memory: Any  # see gaio/memory.py; None = a swap read, an accept, or outbound: shutdown(2) for writing
+        # See gaio/memory.py; None = a swap read, an accept, or outbound: shutdown(2) for writing. For a swap read a
+        # backend may put its own there until it comes back.
+        _memory: Any
         _length: int  # of that memory; set to the bytes moved by a swap read that found no room in the arena
         _offset: int  # begin so many bytes into the memory
         _result: int  # set by the backend

@@ -134,6 +134,7 @@ def test_a_write_that_a_foreign_thread_has_begun(make_watcher: MakeWatcher, pair
     """io_uring cancels what waits when that thread exits: no error comes of it, and no byte is lost."""
     watcher = make_watcher()
     conn, peer = pairs.pipe_to_write()
+    os.set_blocking(peer.fileno(), False)
     message = pattern(300_000)
     write = watcher.write(conn, message)
     received = bytearray()

@@ -353,3 +353,31 @@ def test_any_object_with_fileno_and_close(make_watcher: MakeWatcher, pairs: Pair
     assert sock.fileno() == -1, "the wrapped socket was closed through its wrapper"
     assert read.result is not None
     assert read.result.conn.user_data == "kept"
+
+
+@pytest.mark.parametrize("part", [False, True], ids=["from the start", "after a part"])
+@pytest.mark.parametrize("ends_by", ["deadline", "free", "close"])
+def test_a_write_to_a_pipe_that_nobody_reads(
+    make_watcher: MakeWatcher, pairs: Pairs, ends_by: str, part: bool
+) -> None:
+    watcher = make_watcher()
+    conn, peer = pairs.pipe_to_write()
+    already = 0
+    if not part:
+        os.set_blocking(conn.fileno(), False)
+        while (written := conn.write(bytes(4096))) is not None:
+            already += written
+    write = watcher.write(conn, bytes(1 << 20), timeout=0.05 if ends_by == "deadline" else None)
+    assert ends_by == "deadline" or watcher.wait(0) == []
+    if ends_by == "free":
+        watcher.free(conn)
+    elif ends_by == "close":
+        watcher.watcher.close()
+    watcher.finish(write)
+    expected = {"deadline": gaio.DeadlineError, "free": gaio.ConnClosedError, "close": gaio.WatcherClosedError}
+    assert isinstance(write.error, expected[ends_by])
+    assert (write.size > 0) is part
+    watcher.free(conn)
+    left = already + write.size
+    while left:
+        left -= len(peer.read(left) or b"")

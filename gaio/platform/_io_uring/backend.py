@@ -1,6 +1,6 @@
 """The contract of gaio/platform/__init__.py, carried out by a ring.
 
-    start()  turns requests into entries and makes them the kernel's: _submit()
+    start()  turns requests into entries and makes them the kernel's, or makes their call at once: _submit()
     wait()   one io_uring_enter(2) submits them and waits; completions become results: _reap()
 
 Facts about io_uring that shaped this file
@@ -199,6 +199,10 @@ class IoUringBackend:
 
     def _wait_until_writable(self, request: Any, queue: Any) -> None:
         queue.ready = POLL
+        if request in self._last_tries:  # a write of a file, which has said so at once: nobody would cancel it again
+            request._result = -errno.EAGAIN
+            self.completed.append(request)
+            return
         self._blocked[queue.fd] = request
         try:
             self._writability.watch(queue.fd)
@@ -487,4 +491,5 @@ class IoUringBackend:
     def abandon(self) -> None:
         self.ring.abandon()
         self._wakeup.abandon()
+        self._writability.abandon()
         self.buffers.abandon()

@@ -1,7 +1,8 @@
 """What each operation becomes on its way into the ring, and what its completion means on the way out.
 
 One class for each operation: entry() is its way in, outcome() and `refused` are its way out. A new operation is one
-class more, and a line in `Operations`.
+class more, and a line in `Operations`. Requests are told apart by the type of their memory and the kind of their
+descriptor: a new one that has the same as another needs a type of memory of its own.
 
 Two ways in and one way out are so common that IoUringBackend takes them without a call to this file: a receive whose
 entry is known and a send of a whole `bytes` object, see _submit(); a completion that is a result as it stands, see
@@ -367,7 +368,7 @@ def _left_to_write(request: Any) -> tuple[int, int]:
 
 
 class OwnMemory:
-    """Memory for one swap read of a message.
+    """Memory for one swap read of a message, or of a stream that is tried a last time.
 
     Mapped and not allocated, which would be to fill it with zeros: it takes no more memory than bytes come. And these
     are copied from it, for a view would keep all of it.
