@@ -270,7 +270,8 @@ class Leader:
             self.completions, self.batches = self.delivered
             if undelivered and not (engine.outbox and engine.outbox[0] is undelivered[0]):
                 engine.outbox[:0] = undelivered
-            self.delivery = None
+            # It stays in `delivery` until a batch that has it takes its place: interrupted before that, the next call
+            # must not have its memory recycled either.
         if engine.outbox:
             timeout = 0
         more = MORE_TURNS
