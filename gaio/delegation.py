@@ -85,9 +85,11 @@ class Delegation:
         leader = self._leader
         leader.look_around()
         thread = threading.get_ident()
-        outermost = thread not in leader.inside
+        # Else the handler of a signal has interrupted another call, which may have the lock as well.
+        outermost = thread not in leader.inside and thread != leader.consumer
         try:
-            leader.inside.add(thread)
+            if outermost:
+                leader.inside.add(thread)
             with leader.delegation:
                 outcome = step(argument)
             if outermost:
