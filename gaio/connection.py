@@ -73,6 +73,8 @@ class Connection:
         """The queue of writes. Any thread that holds the watcher's delegation lock: there must be only one."""
         if self.writes is None:
             self.writes = RequestQueue(self, outbound=True)
+            if self.fd < 0:
+                self.let_go_of_queues()  # another thread was slow: it is closed, and this one would be a cycle again
         return self.writes
 
     def queues(self) -> list[RequestQueue]:
