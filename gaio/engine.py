@@ -260,10 +260,13 @@ class Engine:
         if queue.head is request:
             request.error = error
             if request in self.backing_off:
-                # Off the list first: should this be interrupted in between, it is simply started again.
-                del self.backing_off[request]
+                # Completed first: should this be interrupted in between, recover() does the rest. Its deadline may have
+                # passed already, and the caller may never have set one: it is not for expire() to find.
                 request._result = CANCELLED
                 self.backend.completed.append(request)
+                if request._deadline is not None:
+                    self.deadlines.call_off(request._deadline)
+                del self.backing_off[request]
             else:
                 self.backend.cancel(request)
             return

@@ -29,6 +29,10 @@ def recover(engine: Engine) -> None:
     for request in backend.completed:
         if request.operation > WRITE and request.error is None:
             request.error = UNDER_WAY  # it was being concluded, and finish() takes None for a read's or a write's
+        if request in engine.backing_off:  # it was being put there, or cut off there: in both cases it ends
+            assert request._deadline is not None
+            engine.deadlines.call_off(request._deadline)
+            del engine.backing_off[request]
     started = {id(request) for request in (*held, *backend.completed, *engine.backing_off)}
 
     for connection in engine.closing:
