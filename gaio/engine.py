@@ -311,12 +311,12 @@ class Engine:
             if detached is not None and detached.connection is connection:
                 self.drop_detached(connection.key)  # detach() was interrupted and not called again
             return
+        with self.new_queues:  # first: close_idle() closes what is in `closing`, and then the reason is wanted
+            connection.close_reason = connection.close_reason or reason
+            queues = connection.queues()
         # The number is kept with the connection, so that this can be interrupted and done again without counting twice.
         number = self.closing.setdefault(connection, self.gc_found + 1 if item.forgotten else 0)
         self.gc_found = max(self.gc_found, number)
-        with self.new_queues:
-            connection.close_reason = connection.close_reason or reason
-            queues = connection.queues()
         for queue in queues:
             self.cancel_all(queue)
 
