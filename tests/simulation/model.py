@@ -1,0 +1,267 @@
+"""Connections, their peers and requests as the simulation knows them, and what the result of a request must be."""
+
+from __future__ import annotations
+
+import errno
+import random
+from typing import Any
+
+from gaio.connection import Connection
+from gaio.errors import ConnClosedError, DeadlineError, WatcherClosedError
+from gaio.platform import CANCELLED, DATAGRAM, FREE_THREADED, SEQPACKET
+from gaio.result import ACCEPT, READ, WRITE, Operation, OpResult
+
+PATTERN = bytes((i * 2654435761 >> 13) & 0xFF for i in range(1 << 13))
+
+# What a request comes to by what the backend has answered so far; else an errno.
+PENDING = "pending"
+DONE = "done"
+END = "end of the stream"
+
+# Written anew here, and not taken from gaio/outcome.py, which is what they test.
+NOT_YET = (-errno.EINTR, -errno.EAGAIN, CANCELLED)
+NOT_YET_OF_NO_BYTES = (-errno.EINTR, CANCELLED)
+LOST_IN_THE_BACKLOG = tuple(
+    -getattr(errno, name)
+    for name in (
+        "EAGAIN",
+        "ECONNABORTED",
+        "EPROTO",
+        "ENETDOWN",
+        "ENETUNREACH",
+        "EHOSTDOWN",
+        "EHOSTUNREACH",
+        "ENOPROTOOPT",
+        "EOPNOTSUPP",
+    )
+)
+OUT_OF_DESCRIPTORS = (-errno.EMFILE, -errno.ENFILE, -errno.ENOBUFS, -errno.ENOMEM)
+BACK_OFF_SECONDS = 0.1
+
+
+class Violation(AssertionError):
+    """Something that must never be."""
+
+
+class Chance:
+    """The seed's decisions. Of `random` it uses only what yields the same numbers on every version of Python."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed).random
+
+    def below(self, limit: int) -> int:
+        return int(self.random() * limit)
+
+    def between(self, least: int, most: int) -> int:
+        return least + int(self.random() * (most - least + 1))
+
+    def happens(self, probability: float) -> bool:
+        return self.random() < probability
+
+    def one_of(self, choices: Any) -> Any:
+        return choices[int(self.random() * len(choices))]
+
+    def shuffle(self, items: list[Any]) -> None:
+        for last in range(len(items) - 1, 0, -1):
+            other = int(self.random() * (last + 1))
+            items[last], items[other] = items[other], items[last]
+
+
+class Conn:
+    """The caller's object."""
+
+    __slots__ = ("link", "number", "__weakref__")
+
+    def __init__(self, link: Link, number: int) -> None:
+        self.link = link
+        self.number = number
+
+    def fileno(self) -> int:
+        """Of the socket whose duplicates all connections have: asked for its family when it is to connect."""
+        return self.number
+
+    def close(self) -> None:
+        """Nothing: that socket is used again."""
+
+
+class Link:
+    """A connection: the kernel's end of it, its peer, and what of it is pending."""
+
+    def __init__(self, index: int, kind: int, number: int) -> None:
+        self.index = index
+        self.kind = kind
+        self.conn: Conn | None = Conn(self, number)  # None when the caller has dropped it
+        self.connection: Connection | None = None  # once it is delegated
+        self.freed = False  # or dropped
+        self.freed_first = False  # by free(), before close() was called
+        self.detached = False  # or that was begun
+        # The kernel's.
+        self.fd = -1
+        self.sent = 0  # bytes, by the peer
+        self.messages: list[bytes] = []  # by the peer, where boundaries are kept
+        self.ended = False  # the peer sends no more
+        self.taken = 0  # bytes of a stream that reads have got
+        self.given = bytearray()  # what reads have got, one behind the other
+        self.room = 0  # bytes that writes may still move
+        self.received = bytearray()  # what writes have moved
+        self.backlog = 0  # connections to accept
+        # The caller's.
+        self.reads: list[Record] = []  # pending, in the order of submission
+        self.writes: list[Record] = []
+        self.read = 0  # bytes that results have accounted for
+        self.submitted = 0  # bytes to be written
+        self.written = bytearray()  # what results have accounted for
+
+    def __str__(self) -> str:
+        return f"conn {self.index}"
+
+    @property
+    def given_up(self) -> bool:
+        return self.freed or self.detached
+
+    def keeps_boundaries(self) -> bool:
+        return self.kind in (DATAGRAM, SEQPACKET)
+
+    def stretch(self, start: int, size: int) -> bytes:
+        """What the peer sends from that byte on, in a stream."""
+        begin = (start + self.index * 977) % (len(PATTERN) // 2)
+        while begin + size > len(PATTERN):
+            return (PATTERN * (size // len(PATTERN) + 2))[begin : begin + size]
+        return PATTERN[begin : begin + size]
+
+    def has_something_to_read(self) -> bool:
+        return bool(self.messages) or self.sent > self.taken or self.ended
+
+    def pending(self) -> list[Record]:
+        return [*self.reads, *self.writes]
+
+
+class Record:
+    """A request that was submitted, and its result's `context`: when it is collected, so is the request."""
+
+    __slots__ = (
+        "number",
+        "operation",
+        "link",
+        "goal",
+        "data",
+        "buffer",
+        "when",
+        "answers",
+        "moved",
+        "verdict",
+        "answered_at",
+        "finished",
+        "__weakref__",
+    )
+
+    def __init__(self, number: int, operation: Operation, link: Link) -> None:
+        self.number = number
+        self.operation = operation
+        self.link = link
+        self.goal = 0  # bytes; 0 for a plain read
+        self.data = b""  # to be written
+        self.buffer: bytearray | None = None  # to be filled
+        self.when: float | None = None  # its deadline
+        self.answers: list[int] = []  # of the backend
+        self.moved = 0
+        self.verdict: str | int = PENDING
+        self.answered_at = 0.0
+        self.finished = False
+
+    def __str__(self) -> str:
+        return f"#{self.number} {self.operation.name} of {self.link}"
+
+    def answer(self, number: int, now: float) -> None:
+        """The backend has answered this: what that makes of the request."""
+        self.answers.append(number)
+        self.answered_at = now
+        self.verdict = self._verdict(number)
+
+    def _verdict(self, number: int) -> str | int:
+        if self.operation > WRITE:
+            if number >= 0:
+                return DONE
+            lost = self.operation is ACCEPT and number in LOST_IN_THE_BACKLOG
+            return PENDING if lost or number in NOT_YET_OF_NO_BYTES else -number
+        if number > 0:
+            self.moved += number
+            return DONE if self.moved >= self.goal else PENDING
+        if number < 0:
+            return PENDING if number in NOT_YET else -number
+        if self.operation is WRITE:
+            return PENDING
+        if self.link.kind == DATAGRAM:
+            return PENDING if self.goal else DONE
+        return END
+
+    def check(self, result: OpResult, now: float, closing: bool, disturbed: bool) -> None:
+        """Raise a Violation unless this is what the request's result must be.
+
+        `closing`: the watcher is. `disturbed`: a turn has been interrupted, so that an accept may not be held back.
+        """
+        error = result.error
+        link = self.link
+        cut_off = (
+            (type(error) is DeadlineError and self.when is not None and self.when <= now)
+            or (type(error) is ConnClosedError and link.given_up)
+            or (type(error) is WatcherClosedError and closing and not link.freed_first)
+        )
+        verdict = self.verdict
+        held_back = self.operation is ACCEPT and type(verdict) is int and -verdict in OUT_OF_DESCRIPTORS
+        if verdict == DONE:
+            right = error is None
+        elif verdict == END:
+            right = type(error) is EOFError
+        elif verdict == PENDING:
+            right = cut_off
+        else:
+            right = isinstance(error, OSError) and error.errno == verdict and not cut_off
+            right = right or (held_back and cut_off and type(error) is not DeadlineError)
+        if not right:
+            raise Violation(f"{self} ended with {error!r}, but the backend's answers {self.answers} make it {verdict}")
+        if held_back and not (cut_off or disturbed or closing or link.given_up):
+            in_time = self.when is not None and self.when <= now
+            if not in_time and now < self.answered_at + BACK_OFF_SECONDS - 1e-6:
+                raise Violation(f"{self} was not held back")
+        if result.size != self.moved:
+            raise Violation(f"{self}: size is {result.size}, but {self.moved} bytes moved")
+        if link.conn is not None and result.conn is not link.conn:
+            raise Violation(f"{self}: another conn")
+        if result._queue is not None or result._memory is not None or result._next is not None:
+            raise Violation(f"{self}: it holds on to what a pending request holds")
+        if self.operation is READ:
+            self._check_bytes_read(result)
+        elif self.operation is WRITE:
+            link.written += self.data[: result.size]
+        elif self.operation is ACCEPT:
+            owned = getattr(result, "_accepted")  # noqa: B009  # only an AcceptResult has it
+            if bool(owned) != (verdict == DONE) or (owned and owned[0].fileno() != self.answers[-1]):
+                raise Violation(f"{self}: accepted another descriptor than the backend gave")
+            if self.number % 2:  # the others are dropped with the result
+                accepted = result.accepted
+                if (accepted is not None) != bool(owned):
+                    raise Violation(f"{self}: accepted is {accepted}")
+                if accepted is not None:
+                    accepted.close()
+
+    def _check_bytes_read(self, result: OpResult) -> None:
+        link = self.link
+        size = result.size
+        arrived = link.given[link.read : link.read + size]
+        link.read += size
+        if self.buffer is None:
+            view = result.buffer
+            if (0 if view is None else len(view)) != size or (size and view != arrived):
+                raise Violation(f"{self}: the bytes are not those that came")
+            if view is None and result.error is None:
+                raise Violation(f"{self}: succeeded without a buffer")
+            return
+        if result.buffer is not self.buffer:
+            raise Violation(f"{self}: another buffer")
+        if self.buffer[:size] != arrived:
+            raise Violation(f"{self}: the bytes are not those that came")
+        if any(self.buffer[size:]):
+            raise Violation(f"{self}: bytes behind its size")
+        if not FREE_THREADED:  # there the leader ends the export, see gaio/lending.py
+            self.buffer.append(0)  # BufferError while it is pinned
