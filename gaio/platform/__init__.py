@@ -31,7 +31,8 @@ What a backend has to say of its own is never said by an errno: any of them may 
     fileno()                a descriptor that polls as readable when wait(0) would find something, and after wake().
     recover()               after an exception cut any of these calls short: finish what the kernel had answered
                             already, and return the requests that the kernel still holds. Everything else that has
-                            not completed is to be forgotten: it is started again, or ended. Called twice: in the
+                            not completed is to be forgotten: it is started again, or ended. What cancel() has
+                            returned for is never forgotten, for nobody cancels it again. Called twice: in the
                             thread that was interrupted, whose errno still tells, and before the next turn.
     close()                 let go of everything. Nothing is in flight.
     abandon()               in the child after fork(2): the same without touching what the parent shares.
