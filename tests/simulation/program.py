@@ -17,7 +17,7 @@ from gaio.delegation import Delegation
 from gaio.engine import CLOSED_BACKEND, Engine
 from gaio.errors import ConnClosedError, UnsupportedConnError, WatcherClosedError
 from gaio.leader import Leader
-from gaio.memory import Copies, Vector
+from gaio.memory import Copies, SocketAddress, Vector
 from gaio.platform import DATAGRAM, FILE, LISTENER, SEQPACKET, SOCKET, STREAM
 from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, WRITE, Operation, OpResult
 from gaio.watcher import Watcher
@@ -82,6 +82,7 @@ class Simulation:
         self.descriptors: set[int] = set()  # numbers ever used
         self.results = 0
         self.dropped = 0
+        self.in_hand: list[tuple[memoryview, bytes]] = []  # swap views of the last batch, and what they showed
 
         self.leader = leader = SimulatedLeader(self)
         self.backend = SimulatedBackend(self, chance)
@@ -190,7 +191,7 @@ class Simulation:
             return
         if chance.happens(0.3):
             self.peer_acts()
-        if chance.happens(self.others) and not self.closing:
+        if chance.happens(self.others):
             self.note("another thread submits")
             self.handled = True
             with calm():  # KeyboardInterrupt is for the main thread
@@ -354,7 +355,10 @@ class Simulation:
         assert link is not None
         conn, connection = link.conn, link.connection
         assert connection is not None
-        operation = self.chance.one_of((READ, WRITE, SHUTDOWN))
+        operation = self.chance.one_of((READ, WRITE, SHUTDOWN, CONNECT))
+        connecting = self.leader.engine.connecting
+        if operation is CONNECT and (link.kind == FILE or connection.token in connecting):
+            return
         record = Record(next(self.numbers), operation, link)
         if operation is WRITE:
             record.data = link.stretch(link.submitted + 13, 40)
@@ -362,11 +366,16 @@ class Simulation:
             link.submitted += 40
         queue = connection.reads if operation is READ else connection.writes or self.delegation.writes(connection)
         timeout = self.chance.one_of(TIMEOUTS)
-        memory = record.data or None
+        memory: Any = record.data or None
+        if operation is CONNECT:
+            memory = SocketAddress(b"an address")
+            connecting.add(connection.token)
         arguments: Any = (conn, connection, queue, memory, memory, record.goal, record, timeout)
         self.submit(record, timeout, lambda: self.watcher._submit(OpResult(), operation, *arguments))
         if operation is WRITE and record in link.writes:
             self.leader.inbox[-1].error = None  # as in Watcher.write()
+        if operation is CONNECT and record not in link.writes:
+            connecting.discard(connection.token)  # as in Watcher.connect()
 
     def submit(self, record: Record, timeout: float | None, submit: Callable[[], None]) -> None:
         """Submit it, and note that it is pending if it was accepted."""
@@ -414,7 +423,7 @@ class Simulation:
         if link is None or link.connection is None or self.closing:
             return
         had = self.unfinished(link)
-        was_given_up = link.given_up
+        was_given_up, was_detached = link.given_up, link.detached
         self.note("detach", link)
         link.detached = True  # perhaps, and within the call already
         try:
@@ -435,7 +444,8 @@ class Simulation:
             raise Violation(f"{link} is detached with another descriptor")
         sock.close()
         connection = link.connection
-        left = [record for record in self.unfinished(link) if record in had]
+        # What was submitted after a detach() that was interrupted may be in the inbox still, to be refused.
+        left = [] if was_detached else [record for record in self.unfinished(link) if record in had]
         if left or connection.fd >= 0:
             raise Violation(f"{link} is detached with {left[0] if left else 'its descriptor'} pending")
 
@@ -462,6 +472,9 @@ class Simulation:
 
     def deliver(self) -> int:
         """wait_io(0); how many results it brought. -1 when it was interrupted."""
+        if any(view != copy for view, copy in self.in_hand):
+            raise Violation("a view of the last batch has changed before the next wait_io()")
+        self.in_hand.clear()
         try:
             with self.weather():
                 batch = self.watcher.wait_io(0)
@@ -485,6 +498,8 @@ class Simulation:
         record.finished = True
         queue.remove(record)
         self.results += 1
+        if result.is_swap_buffer:
+            self.in_hand.append((result.buffer, bytes(result.buffer)))
         record.check(result, self.clock, self.closing, self.disturbed)
 
     def settle(self) -> None:
@@ -494,7 +509,8 @@ class Simulation:
         weather, self.interrupts, self.handles = (self.interrupts, self.handles), 0.0, 0.0
         backend.prompt = True
         for _ in range(2):  # what is answered by then may be an accept that is held back
-            self.clock += 1.0
+            ahead = [record.when for link in self.links for record in link.pending() if record.when is not None]
+            self.clock = max(self.clock + 1.0, min(ahead, default=0.0))  # or to the very moment of a deadline
             self.come_to_rest()
         backend.prompt = False
         self.interrupts, self.handles = weather
@@ -539,6 +555,8 @@ class Simulation:
                 break
             except KeyboardInterrupt:
                 pass
+        for _ in range(self.chance.below(3)):
+            self.submit_anything()  # too late: it is refused
         for _ in range(1000):
             try:
                 self.deliver()
