@@ -498,7 +498,11 @@ class Simulation:
         record.finished = True
         queue.remove(record)
         self.results += 1
-        if result.is_swap_buffer:
+        if result.is_swap_buffer and result.size:
+            # A closed backend is not told any more, and takes nothing back either.
+            lent = self.closing or any(memory is result.buffer.obj for memory in self.backend.lent)
+            if not lent:
+                raise Violation(f"{record}: its memory is not lent")
             self.in_hand.append((result.buffer, bytes(result.buffer)))
         record.check(result, self.clock, self.closing, self.disturbed)
 
@@ -516,6 +520,10 @@ class Simulation:
         self.interrupts, self.handles = weather
         if self.leader.engine.closing:
             raise Violation("a connection that was given up is not closed")
+        for item in self.leader.engine.detached.values():
+            conn: Any = item.connection.conn()
+            if conn is None or conn.link.freed:
+                raise Violation("what was detached and nobody can get any more is not closed")
         for link in self.links:
             for queue in (link.reads, link.writes):
                 if queue:
