@@ -8,8 +8,8 @@ gaio/leader.py sees to that. Inbox, clock and backend come from outside, as test
 
 What keeps a turn safe from KeyboardInterrupt
     At every bytecode, each accepted request is in the inbox, in a queue or in the outbox, which the leader keeps until
-    the batch is returned; what the kernel has given is in memory (gaio/platform/__init__.py). A request leaves one place
-    only after it is in the next. So the worst that an interruption can leave is a request in two places, and
+    the batch is returned; what the kernel has given is in memory (gaio/platform/__init__.py). A request leaves one
+    place only after it is in the next. So the worst that an interruption can leave is a request in two places, and
     gaio/recovery.py puts that right by looking at all of them before the next turn, which finds `interrupted` set. It
     costs a walk over every connection, and happens only then.
 """
