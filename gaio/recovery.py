@@ -23,9 +23,7 @@ def recover(engine: Engine) -> None:
     for request in engine.outbox:
         if request._deadline is not None:
             engine.deadlines.call_off(request._deadline)
-    backend.completed[:] = [
-        request for request in backend.completed if id(request) not in finished and request not in engine.backing_off
-    ]
+    backend.completed[:] = [request for request in backend.completed if id(request) not in finished]
     for request in backend.completed:
         if request.operation > WRITE and request.error is None:
             request.error = UNDER_WAY  # it was being concluded, and finish() takes None for a read's or a write's
