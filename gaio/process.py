@@ -5,6 +5,9 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
+from functools import partial
+
+from gaio.leader import FORKING
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -22,7 +25,9 @@ def register(leader: Leader) -> None:
     objects are the parent's.
     """
     if not hasattr(register, "done"):
-        os.register_at_fork(after_in_child=_abandon_all)
+        os.register_at_fork(
+            before=partial(FORKING.append, True), after_in_parent=FORKING.clear, after_in_child=_abandon_all
+        )
         atexit.register(_close_all)
         # Once, and not when gaio is imported. Two threads may both do it: to do these twice is to do them once.
         register.done = True  # type: ignore[attr-defined]  # functions take any attribute
@@ -43,3 +48,4 @@ def _close_all() -> None:
 def _abandon_all() -> None:
     for leader in _all():
         leader.abandon()
+    FORKING.clear()

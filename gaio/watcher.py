@@ -18,7 +18,7 @@ from gaio import platform, process
 from gaio.deadlines import Deadline
 from gaio.delegation import CLOSED, Delegation, make_socket
 from gaio.errors import BackendUnavailableError, ConnClosedError, InvalidCPUError, WatcherClosedError
-from gaio.leader import SIGNAL_LATENCY, Leader
+from gaio.leader import FORKING, SIGNAL_LATENCY, Leader
 from gaio.memory import COPY_LIMIT, Copies, memory_for_write, pin_for_read
 from gaio.platform import DATAGRAM, SEQPACKET
 from gaio.platform._affinity import set_thread_affinity
@@ -381,7 +381,8 @@ class Watcher:
         refuses to wait (epoll_wait(2), kevent(2), io_uring_enter(2)).
         """
         leader = self._leader
-        leader.look_around()
+        if FORKING:
+            leader.look_around()
         if timeout is not None:
             timeout = _seconds(timeout)
         if leader.is_inside():
