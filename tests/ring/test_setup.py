@@ -5,6 +5,7 @@ Containers and hardened kernels do refuse it, so this is a matter of course and 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import itertools
@@ -256,19 +257,29 @@ def best() -> str:
 
 def test_where_memory_is_short_the_ring_is_smaller(libc: FaultyLibc, backend: Name) -> None:
     asked: list[int] = []
+    smallest = ring.GEOMETRIES[-1][0]
 
     def is_large(number: int, *arguments: Any) -> bool:
         if number != abi.SYS_io_uring_setup:
             return False
         asked.append(arguments[0])
-        return bool(arguments[0] > ring.FEW_ENTRIES)
+        return bool(arguments[0] > smallest)
 
     libc.fail("syscall", errno.ENOMEM, times=None, when=is_large)
     assert offer().available
-    assert f"{ring.FEW_ENTRIES} entries" in offer().reason
+    assert f"{smallest} entries" in offer().reason
     with gaio.Watcher(backend=backend) as watcher:
         assert watcher.backend == "io_uring"
-    assert {ring.ENTRIES, ring.FEW_ENTRIES} <= set(asked)
+    assert {entries for entries, *_ in ring.GEOMETRIES} <= set(asked)
+
+
+def test_a_process_with_many_rings_has_small_ones(backend: Name, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "GEOMETRIES", ((1024, 4096, 1), (256, 1024, 2), (64, 256, sys.maxsize)))
+    with contextlib.ExitStack() as stack:
+        for entries in (1024, 256, 64, 64):
+            watcher = stack.enter_context(gaio.Watcher(backend=backend))
+            assert watcher._leader.engine.backend.describe().endswith(f" {entries} entries")
+    assert offer().reason.endswith(" 1024 entries"), "those that are closed do not count"
 
 
 def test_memory_that_is_being_given_back_is_waited_for(libc: FaultyLibc, backend: Name) -> None:

@@ -34,7 +34,7 @@ from gaio.platform._io_uring import abi, operations
 from gaio.platform._io_uring.abi import CQE, SQE
 from gaio.platform._io_uring.buffers import ProvidedBuffers
 from gaio.platform._io_uring.operations import NOT_EMPTY, POLL, POLLED, SEND, SEND_FLAGS, UNKNOWN, OwnMemory
-from gaio.platform._io_uring.ring import CQ_ENTRIES, ENTRIES, FEW_ENTRIES, MASK32, Ring
+from gaio.platform._io_uring.ring import CQ_ENTRIES, ENTRIES, MASK32, Ring
 from gaio.platform._libc import address_of
 from gaio.platform._writability import Writability
 
@@ -58,7 +58,8 @@ _ASYNC_CANCEL = abi.first_word(abi.IORING_OP_ASYNC_CANCEL)
 # So many completions are taken at a time, for the reasons that MAX_EVENTS of epoll has; the rest stays in the CQ.
 MAX_COMPLETIONS = 256
 
-last_closed = [-math.inf]  # when a ring of this process was closed, by the monotonic clock
+open_rings: set[int] = set()  # the descriptors of this process's
+last_closed = [-math.inf]  # when one of them was closed, by the monotonic clock
 
 
 class IoUringBackend:
@@ -101,6 +102,7 @@ class IoUringBackend:
             self._writability.watch(self._wakeup.fd)
             self._writability.leave_alone(self._wakeup.fd)
             self.ring.enter()
+            open_rings.add(self.ring.fd)
         except BaseException:
             self.ring.close()
             raise
@@ -481,14 +483,15 @@ class IoUringBackend:
         """The kernel features in use."""
         incremental = "incremental " if self.buffers.incremental else ""
         index_array = "" if self.ring.index_array else ", NO_SQARRAY"
-        entries = f", {FEW_ENTRIES} entries: memory is short" if self.ring.sq_entries == FEW_ENTRIES else ""
-        return f"COOP_TASKRUN, {incremental}provided-buffer ring{index_array}{entries}"
+        return f"COOP_TASKRUN, {incremental}provided-buffer ring{index_array}, {self.ring.sq_entries} entries"
 
     def close(self) -> None:
         last_closed[0] = monotonic()
+        open_rings.discard(self.ring.fd)
         self.ring.close()
 
     def abandon(self) -> None:
+        open_rings.discard(self.ring.fd)
         self.ring.abandon()
         self._wakeup.abandon()
         self._writability.abandon()

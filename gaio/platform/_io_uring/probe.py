@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from time import monotonic, sleep
 
 from gaio.platform import CANCELLED, SOCKET
-from gaio.platform._io_uring.backend import IoUringBackend, last_closed
+from gaio.platform._io_uring.backend import IoUringBackend, last_closed, open_rings
 from gaio.platform._io_uring.operations import UNKNOWN
-from gaio.platform._io_uring.ring import CQ_ENTRIES, ENTRIES, FEW_CQ_ENTRIES, FEW_ENTRIES, Ring
+from gaio.platform._io_uring.ring import GEOMETRIES, Ring
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -34,7 +34,9 @@ def open_backend(arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> IoU
     _try_out(os.getpid())
     begun = monotonic()
     while True:
-        for entries, cq_entries in ((ENTRIES, CQ_ENTRIES), (FEW_ENTRIES, FEW_CQ_ENTRIES)):
+        for entries, cq_entries, count in GEOMETRIES:
+            if len(open_rings) >= count:
+                continue
             try:
                 return IoUringBackend(arena, descriptors, entries, cq_entries)
             except OSError as error:
@@ -117,7 +119,7 @@ _ADVICE = {
     errno.EACCES: "forbidden here, by a seccomp filter or a security module",
     errno.ENOSYS: "the kernel was built without it, or a filter hides it",
     errno.EINVAL: "Linux 5.19 or later is needed, for COOP_TASKRUN and provided-buffer rings",
-    errno.ENOMEM: "raise RLIMIT_MEMLOCK (ulimit -l), of which a ring takes 40 KiB, 16 at least, and which all "
+    errno.ENOMEM: "raise RLIMIT_MEMLOCK (ulimit -l), of which a ring takes 136 KiB, 16 at least, and which all "
     "processes of the user share",
 }
 

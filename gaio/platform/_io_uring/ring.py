@@ -27,6 +27,7 @@ import errno
 import math
 import os
 import platform as machine
+import sys
 import threading
 from functools import partial
 
@@ -38,12 +39,12 @@ TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
     from typing import Any
 
-# Entries of the submission and of the completion queue. Linux charges a ring's memory to RLIMIT_MEMLOCK (before 5.12,
-# and since 6.14), which all processes of a user share: the usual 8 MiB hold 200 of these rings, or 500 of the small
-# ones. Larger queues are no faster (benchmarks/NOTES.md): a batch goes to the kernel in pieces, and what the CQ has no
-# room for the kernel keeps elsewhere.
-ENTRIES, CQ_ENTRIES = 256, 1024
-FEW_ENTRIES, FEW_CQ_ENTRIES = 64, 256
+# Entries of the submission and of the completion queue, and how many rings of this process get so many. From 1,000
+# connections on the large ones are some 10 % faster (benchmarks/NOTES.md). But Linux charges a ring's memory to
+# RLIMIT_MEMLOCK (before 5.12, and since 6.14), which all processes of a user share: of the usual 8 MiB these take 136,
+# 40 and 16 KiB. So a process with many rings has small ones, and so does one for which no more is left.
+GEOMETRIES = ((1024, 4096, 4), (256, 1024, 64), (64, 256, sys.maxsize))
+ENTRIES, CQ_ENTRIES, _ = GEOMETRIES[0]
 
 MASK32 = 0xFFFFFFFF  # places in the queues are counted modulo 2**32
 
