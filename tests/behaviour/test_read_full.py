@@ -110,7 +110,7 @@ def test_data_and_fin_in_one_segment_end_a_waiting_read_full(watcher: AccountedW
 
 @pytest.mark.scenario(5, 21)
 def test_data_then_fin_end_a_waiting_read_full(watcher: AccountedWatcher, pairs: Pairs) -> None:
-    """The same with FIN at any moment after the data, and whichever thread has the watch."""
+    """The same with FIN at any moment after the data, and whichever thread leads."""
     for round_number in range(200):
         conn, peer = pairs.tcp() if round_number % 2 else pairs.unix()
         read = watcher.read_full(conn, bytearray(100))

@@ -92,7 +92,7 @@ def test_a_signal_just_before_the_wait_is_heard_without_any_result(
     try:
         libc.signal_before(WAITS[backend], signal.SIGUSR1, BLOCKS[backend])
         ending = Background(end_the_wait)
-        assert watcher.wait(0) == []  # takes the wake-up that brought the watch here
+        assert watcher.wait(0) == []  # takes the wake-up that brought the lead here
         watcher.finish(read)
         assert libc.struck
         assert ending.result()

@@ -752,11 +752,11 @@ def deadline_for_another_loop(world: World) -> Iterator[Act]:
     assert isinstance(read.error, gaio.DeadlineError)
 
 
-# --- the watch ------------------------------------------------------------------------------------------------
+# --- the lead -------------------------------------------------------------------------------------------------
 
 
 @scenario()
-def take_over_the_watch(world: World) -> Iterator[Act]:
+def take_the_lead(world: World) -> Iterator[Act]:
     """The watcher thread has it and waits in the kernel."""
     conn, peer = world.pairs.tcp()
     first, second = world.watcher.read(conn), world.watcher.read(conn)

@@ -26,7 +26,7 @@ def test_every_opcode(scenario: Scenario, backend: backends.Name) -> None:
     at_opcodes(lambda at: play(scenario, backend, interruption(at)), more_than=20)
 
 
-# detach() asks for the watch again every GRACE, which is endless here; and while it is nested, the watcher thread
+# detach() asks for the lead again every GRACE, which is endless here; and while it is nested, the watcher thread
 # leaves the work to the loop it is nested in.
 @every_kind_of_turn(
     but=(

@@ -164,7 +164,7 @@ def _wait_with_a_submission(
 
 
 def test_consumer_comes_back_during_a_turn_of_the_watcher_thread(backend: backends.Name) -> None:
-    """It asks for the watch: the watcher thread must not wait in the kernel without having seen that."""
+    """It asks for the lead: the watcher thread must not wait in the kernel without having seen that."""
     with ThreadPoolExecutor(1) as third, threads_can_be_struck():
         third.submit(int).result()  # its thread runs from here on
         at_opcodes(lambda at: _consumer_comes_back(backend, at, third))

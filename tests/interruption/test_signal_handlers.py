@@ -30,7 +30,7 @@ INTERRUPTED = {
     "forgotten_connections",
     "delegate_in_a_read",
     "delegate_in_a_write",
-    "take_over_the_watch",
+    "take_the_lead",
     "submit_to_the_thread",
 }
 # In these, wait_io() does not wait for results that the handler has been given already.
