@@ -180,7 +180,7 @@ def names() -> tuple[str, ...]:
 
 
 def best_first() -> tuple[str, ...]:
-    """The same in the order in which `auto` tries them. What cannot be opened comes where it would if it could."""
+    """The same in the order in which `auto` tries them. One that cannot be opened keeps its place."""
     found = names()
     try:
         if "io_uring" not in found or _module("io_uring").is_behind():

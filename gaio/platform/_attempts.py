@@ -5,7 +5,9 @@ reports an edge; `_readiness.py` does the parking, and decides when to try.
 
 To add an operation, write one method here and choose it in `_try_read` or `_try_write`. It does three things. If
 `_returned` is empty it stores the request in `_attempted` and makes a call that puts its result into `_returned`. It
-reads that result. It ends in `_complete` or `_park_or_complete`.
+reads that result. It ends in `_complete` or `_park_or_complete`. (A connect is the exception: it may be called again.)
+Requests are told apart by the type of their memory and the kind of their descriptor: a new one that has the same as
+another needs a type of memory of its own.
 
 Facts about interruption
     An exception such as KeyboardInterrupt can interrupt an attempt between any two bytecodes. What recv(2) returned is
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 NOT_READY = 0
 READY = 1
 READY_UNTIL_EAGAIN = 2  # the end, an error or urgent data was reported: a short count does not end this readiness
-# -errno: the same, and this error was reported with it. A read may not find it behind the bytes.
+# -errno: ready until EAGAIN, and this error came with the edge; a read behind the bytes might not report it
 
 EAGAIN = -errno.EAGAIN
 _IN_PROGRESS = (errno.EINPROGRESS, errno.EALREADY, errno.EINTR)  # connect(2): wait until it is writable
@@ -52,7 +54,7 @@ SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class Attempts(ABC):
-    """One attempt at a time. The engine is ReadinessBackend."""
+    """One attempt at a time. What drives them is ReadinessBackend."""
 
     __slots__ = (
         "completed",

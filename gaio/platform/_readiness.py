@@ -1,4 +1,4 @@
-"""The engine over a kernel that only reports readiness: try, park on EAGAIN, try again on the edge.
+"""A backend over a kernel that only reports readiness: try, park on EAGAIN, try again on the edge.
 
 Shared by epoll and kqueue, both used edge-triggered: the kernel reports once when a descriptor turns readable or
 writable, so that must be remembered (`Queue.ready`) until a call says EAGAIN. What is tried for each operation stands
