@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
+import sys
 from collections.abc import Iterator
 from typing import Protocol
 
 import pytest
 
-from gaio.platform import _io_uring
-from gaio.platform._io_uring import abi
-from gaio.platform._io_uring.backend import IoUringBackend
+from gaio.platform._io_uring import abi, probe
 from gaio.platform._io_uring.ring import CQ_ENTRIES, ENTRIES
 from tests import backends
 from tests.accounting import AccountedWatcher, MakeWatcher
@@ -45,8 +43,7 @@ def make_ring(make_watcher: MakeWatcher, monkeypatch: pytest.MonkeyPatch) -> Mak
         entries: int = ENTRIES, cq_entries: int = CQ_ENTRIES, swap_size: int = 65536
     ) -> AccountedWatcher:
         with monkeypatch.context() as patch:
-            tiny = functools.partial(IoUringBackend, entries=entries, cq_entries=cq_entries)
-            patch.setattr(_io_uring, "open_backend", tiny)
+            patch.setattr(probe, "GEOMETRIES", ((entries, cq_entries, sys.maxsize),))
             return make_watcher(swap_size)
 
     return make

@@ -23,11 +23,14 @@ import gaio, gaio.__main__, gaio.types
 import gaio.platform._epoll, gaio.platform._io_uring
 
 def become_an_ordinary_user(limit):
+    # Returns whether it is a user of its own: else other processes of the user may have rings, too.
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
-    if os.getuid() == 0:
-        os.setgroups([])
-        os.setgid({user})
-        os.setuid({user})
+    if os.getuid() != 0:
+        return False
+    os.setgroups([])
+    os.setgid({user})
+    os.setuid({user})
+    return True
 
 def check_echo(watcher):
     conn, peer = socket.socketpair()
@@ -55,20 +58,22 @@ def run(code: str, user: int = 0) -> str:
 def test_a_watcher_works_and_says_on_what(limit: int) -> None:
     run(
         f"""
-become_an_ordinary_user({limit})
+alone = become_an_ordinary_user({limit})
 with gaio.Watcher() as watcher:
     check_echo(watcher)
     chosen = watcher.backend
 found = gaio.backends()
-assert found[0].available and found[0].name == chosen, (chosen, found)
+assert found[0].available and (found[0].name == chosen or not alone), (chosen, found)
 reason = offered()["io_uring"].reason
 try:
     with gaio.Watcher(backend="io_uring") as watcher:
         check_echo(watcher)
 except gaio.BackendUnavailableError as error:
-    assert not offered()["io_uring"].available
-    assert "RLIMIT_MEMLOCK" in reason and "ulimit -l" in str(error), (reason, error)
-    assert {limit} < 64 * 1024, "there is room for a ring"
+    assert "RLIMIT_MEMLOCK" in str(error) and "ulimit -l" in str(error), error
+    if alone:
+        assert not offered()["io_uring"].available
+        assert "RLIMIT_MEMLOCK" in reason, reason
+        assert {limit} < 64 * 1024, "there is room for a ring"
 """
     )
 

@@ -104,6 +104,7 @@ class IoUringBackend:
             self.ring.enter()
             open_rings.add(self.ring.fd)
         except BaseException:
+            open_rings.difference_update(self.ring.to_close)
             self.ring.close()
             raise
 
@@ -487,7 +488,7 @@ class IoUringBackend:
 
     def close(self) -> None:
         last_closed[0] = monotonic()
-        open_rings.discard(self.ring.fd)
+        open_rings.difference_update(self.ring.to_close)  # which is empty the second time
         self.ring.close()
 
     def abandon(self) -> None:

@@ -31,13 +31,13 @@ def open_backend(arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> IoU
     Whether io_uring works here is tried out, never told by version: containers and hardened kernels refuse it with
     EPERM or ENOSYS as a matter of course.
     """
-    _try_out(os.getpid())
     begun = monotonic()
     while True:
         for entries, cq_entries, count in GEOMETRIES:
             if len(open_rings) >= count:
                 continue
             try:
+                _try_out(os.getpid())
                 return IoUringBackend(arena, descriptors, entries, cq_entries)
             except OSError as error:
                 if error.errno != errno.ENOMEM:
