@@ -33,7 +33,7 @@ TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
     from typing import Any
 
-    from gaio.platform import Queue, Request
+    from gaio.platform import Request
     from gaio.swap import SwapArena
 
 # Queue.ready
@@ -158,7 +158,7 @@ class Attempts(ABC):
         """Read what is no socket, into the arena or into the caller's buffer."""
         in_arena = request._memory is None
         if not self._returned:
-            _keep_from_blocking(queue)
+            _libc.keep_from_blocking(queue.fd)
             if in_arena:
                 segment = self._segment = self._arena.room(whole=True)
                 start = self._start = segment.used
@@ -178,7 +178,7 @@ class Attempts(ABC):
 
     def _try_accept(self, request: Any, queue: Any) -> None:
         if not self._returned:
-            _keep_from_blocking(queue)
+            _libc.keep_from_blocking(queue.fd)
             self._attempted = request
             self._accept(queue.fd)
         accepted = self._returned[0]
@@ -234,7 +234,7 @@ class Attempts(ABC):
         """Write to what is no socket, from one buffer or from several."""
         memory = request._memory
         if not self._returned:
-            _keep_from_blocking(queue)
+            _libc.keep_from_blocking(queue.fd)
             if type(memory) is Vector:
                 self._pointer.value, count = memory.after(request._offset)
                 self._attempted = request
@@ -331,11 +331,3 @@ def _address(request: Request) -> int:
     memory = request._memory
     address: int = address_of(memory) if type(memory) is bytes else memory.address
     return address + request._offset
-
-
-def _keep_from_blocking(queue: Queue) -> None:
-    """What has no MSG_DONTWAIT gets O_NONBLOCK anew before each attempt. That flag belongs to all who share it, and a
-    shell that gets its terminal back, or another server that is done with the same listener, clears it. The attempt
-    would then wait with the interpreter lock held.
-    """
-    os.set_blocking(queue.fd, False)

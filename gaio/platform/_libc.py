@@ -197,6 +197,14 @@ def accepting(results: list[int]) -> Callable[[int], None]:
     return lambda fd: accept4(fd, none, none, flags)
 
 
+def keep_from_blocking(fd: int) -> None:
+    """What has no MSG_DONTWAIT gets O_NONBLOCK anew before each attempt. That flag belongs to all who share it, and a
+    shell that gets its terminal back, or another server that is done with the same listener, clears it. The attempt
+    would then wait, with the interpreter lock held.
+    """
+    os.set_blocking(fd, False)
+
+
 def close_all(fds: list[int]) -> None:
     """Close these descriptors and empty the list; each exactly once, however often this is interrupted and done again.
 

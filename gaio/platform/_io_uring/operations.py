@@ -235,7 +235,7 @@ class SystemCalls:
         return self.finish()
 
     def read(self, request: Any, queue: Any) -> bool:
-        _keep_from_blocking(queue)
+        _libc.keep_from_blocking(queue.fd)
         if request._memory is None:
             room = self._room = self._room or mmap.mmap(-1, self._swap_size, mmap.MAP_PRIVATE)
             address, length = ctypes.addressof(ctypes.c_char.from_buffer(room)), self._swap_size
@@ -248,7 +248,7 @@ class SystemCalls:
         return self.finish()
 
     def write(self, request: Any, queue: Any) -> bool:
-        _keep_from_blocking(queue)
+        _libc.keep_from_blocking(queue.fd)
         self._pointer.value, length = _left_to_write(request)
         self._request = request
         write = self._writev if type(request._memory) is Vector else self._write
@@ -278,13 +278,6 @@ class SystemCalls:
             self._returned.clear()
         self._request = None
         return completes
-
-
-def _keep_from_blocking(queue: Any) -> None:
-    """Before each call: O_NONBLOCK belongs to all who share the file, and one of them may have cleared it. The call
-    would then wait, with the interpreter lock held.
-    """
-    os.set_blocking(queue.fd, False)
 
 
 class Shutdown(Operation):
