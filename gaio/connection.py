@@ -83,7 +83,8 @@ class Connection:
     def __str__(self) -> str:
         """What tells it from others: a number that no other connection of the watcher ever has, and its peer."""
         number = f"#{self.token // 2}"
-        return number if self.peer is None else f"{number} to {_sockaddr.text(self.peer)}"
+        peer = _sockaddr.text(self.peer) if self.peer is not None else ""
+        return f"{number} to {peer}" if peer else number
 
     def let_go_of_queues(self) -> None:
         """It is closed. With its queues it is a cycle, which only the collector would free, if that is on."""
@@ -274,9 +275,8 @@ def kind_of(fd: int, operation: Operation) -> int:
 
 
 def peer_of(fd: int, kind: int) -> bytes | None:
-    """The peer's address, where there is one and it has a name: a struct sockaddr."""
-    address = None if kind in (FILE, LISTENER) else _sockets.peer(fd)
-    return address if address is not None and _sockaddr.text(address) else None
+    """The peer's address, where there is one: a struct sockaddr."""
+    return None if kind in (FILE, LISTENER) else _sockets.peer(fd)
 
 
 def check_kind(kind: int, operation: Operation) -> None:
