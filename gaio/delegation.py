@@ -175,9 +175,7 @@ class Delegation:
         table = self._engine.table_of(connection)
         if table.get(connection.key) is connection:
             del table[connection.key]
-        self._leader.inbox.append(Close(connection))
-        if self._leader.needs_wakeup:
-            self._leader.wake()
+        _tell(self._leader, Close(connection))
 
     # --- connecting -------------------------------------------------------------------------------------------
 
@@ -223,9 +221,7 @@ class Delegation:
         item = Detach(connection)
         if leader.is_inside():
             raise RuntimeError("detach() was called from within another call, by a signal handler or a finalizer")
-        leader.inbox.append(item)
-        if leader.needs_wakeup:
-            leader.wake()
+        _tell(leader, item)
         leader.run_until_done(item)
         if item.error is not None:
             try:
@@ -253,9 +249,7 @@ class Delegation:
             connection = self.one_at_a_time(self._close_undelegated, conn) if item is None else item.connection
             if connection is None:
                 return
-        self._leader.inbox.append(Close(connection))
-        if self._leader.needs_wakeup:
-            self._leader.wake()
+        _tell(self._leader, Close(connection))
         # Not before: interrupted up to here, free() can be called again.
         self._engine.table_of(connection).pop(connection.key, None)
         self.leave_to_collector(conn, connection)
@@ -298,9 +292,14 @@ class _Forget:
         leader = self._leader
         leader.engine.table_of(connection).pop(connection.key, None)
         if not leader.closed:
-            leader.inbox.append(Close(connection, forgotten=True))
-            if leader.needs_wakeup:
-                leader.wake()
+            _tell(leader, Close(connection, forgotten=True))
+
+
+def _tell(leader: Leader, item: Close) -> None:
+    """Put an item into the inbox that is no request."""
+    leader.inbox.append(item)
+    if leader.needs_wakeup:
+        leader.wake()
 
 
 def make_socket(item: Detach) -> None:
