@@ -13,6 +13,7 @@ import itertools
 import os
 import threading
 import weakref
+from functools import partial
 
 from gaio.connection import (
     Connection,
@@ -94,11 +95,10 @@ class Delegation:
                 outcome = step(argument)
             if outermost:
                 leader.inside.discard(thread)
-        except BaseException as error:
+        except BaseException:
             if outermost:
                 release_all(leader.delegation)
                 leader.inside.discard(thread)
-            leader.unless_abandoned(error)
             raise
         return outcome
 
@@ -165,7 +165,7 @@ class Delegation:
             if token in engine.descriptors:
                 # Perhaps the kernel knows it already, and epoll would keep it while the original is open.
                 self._give_up(engine.descriptors[token])
-            elif connection is None or connection.fd >= 0:  # else this is a child after fork(2), where it is closed
+            else:
                 _libc.close_all(duplicates)
             raise
         return connection
@@ -222,7 +222,7 @@ class Delegation:
         if leader.is_inside():
             raise RuntimeError("detach() was called from within another call, by a signal handler or a finalizer")
         _tell(leader, item)
-        leader.run_until_done(item)
+        leader.call(partial(leader.run_until_done, item))
         if item.error is not None:
             try:
                 raise item.error

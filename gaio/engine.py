@@ -436,35 +436,25 @@ class Engine:
             if isinstance(item, Detach) and item.owner:
                 fds.discard(item.owner[0].fileno())
                 item.owner.clear()
-        # Emptied and not replaced: a call that the handler of a signal has interrupted, to fork, goes on with these
-        # lists, and with these numbers, which may be those of the child's own descriptors by then.
-        self.being_closed.clear()
-        self.inbox.clear()
-        self.outbox.clear()
         for connection in self.descriptors.values():
-            connection.close_reason = WatcherClosedError
             connection.fd = -1
             for queue in connection.queues():
-                queue.fd = -1
+                queue.fd = -1  # a call that a signal handler interrupted, to fork, may go on here for a while
         _libc.close_all(list(fds))
         for key in list(self.detached):
             self.drop_detached(key)
         self.connections.clear()
         self.listeners.clear()
         self.descriptors.clear()
-        self.interrupted = False  # another thread of the parent was in a turn
-        for backend in (self.backend, self.retired):
+        self.inbox.clear()
+        self.outbox.clear()
+        for backend in {self.backend, self.retired}:  # the same one while it is being closed
             backend.abandon()
         self.backend = self.retired = CLOSED_BACKEND
 
 
 class _ClosedBackend:
-    """What an engine has for a backend before there is one, and after: no thread can be in the middle of waking it.
-
-    A call that is under way in a child after fork(2) may go on with it, see Engine.abandon().
-    """
-
-    completed: list[Any] = []  # noqa: RUF012  # stays empty
+    """What an engine has for a backend before there is one, and after: no thread can be in the middle of waking it."""
 
     def register(self, _: Connection) -> None:
         raise WatcherClosedError("the watcher was closed meanwhile")
@@ -472,9 +462,6 @@ class _ClosedBackend:
     def recover(self) -> list[OpResult]:
         return []
 
-    def start(self, requests: list[OpResult]) -> None: ...
-    def cancel(self, request: OpResult) -> None: ...
-    def wait(self, timeout: float | None) -> None: ...
     def wake(self) -> None: ...
     def lend(self) -> None: ...
     def recycle(self) -> None: ...

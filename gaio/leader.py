@@ -228,21 +228,25 @@ class Leader:
 
     def run_until_done(self, item: Detach) -> None:
         """Have the leader deal with that item of the inbox; when nobody leads, this thread does."""
+        while not item.done and not self.closed:
+            if self.lead.acquire(timeout=GRACE):
+                if not self.closed:
+                    self.engine.turn(0, self.pause)
+                    if self.nested:
+                        self.engine.backend.wake()  # what the turn took or left: the other loop must look after it
+                self.lead.release()
+
+    def call(self, step: Callable[[], object]) -> None:
+        """Do what takes the lead, and let go of everything at its end, whatever that is."""
         thread = threading.get_ident()
         errno_before = get_errno()  # as in Watcher.wait_io()
         try:
             self.inside.add(thread)
-            while not item.done and not self.closed:
-                if self.lead.acquire(timeout=GRACE):
-                    if not self.closed:
-                        self.engine.turn(0, self.pause)
-                        if self.nested:
-                            self.engine.backend.wake()  # what the turn took or left: the other loop must look after it
-                    self.lead.release()
+            step()
+            release_all(self.lead)
             self.inside.discard(thread)
-        except BaseException as error:
+        except BaseException:
             self.relinquish()
-            self.unless_abandoned(error)
             raise
         finally:
             set_errno(errno_before)
@@ -360,30 +364,21 @@ class Leader:
         """From now on another event loop is the consumer, and waits on the backend's descriptor."""
         if self.listens:
             return
-        thread = threading.get_ident()
         if self.is_inside():
             raise RuntimeError("fileno() was called from within another call, by a signal handler or a finalizer")
         self.nested = True
         self.end_tick()
-        errno_before = get_errno()  # as in Watcher.wait_io()
-        try:
-            self.inside.add(thread)
-            if not self.lead.acquire(False):
-                self.take_lead()
-            if self.closed:
-                raise WatcherClosedError("the watcher was closed meanwhile")
-            self.engine.turn(0, self.pause)  # a ring listens for wake-ups only once it has been entered
-            self.before_nesting()
-            self.engine.backend.wake()
-            self.listens = True
-            self.lead.release()
-            self.inside.discard(thread)
-        except BaseException as error:
-            self.relinquish()
-            self.unless_abandoned(error)
-            raise
-        finally:
-            set_errno(errno_before)
+        self.call(self.listen)
+
+    def listen(self) -> None:
+        if not self.lead.acquire(False):
+            self.take_lead()
+        if self.closed:
+            raise WatcherClosedError("the watcher was closed meanwhile")
+        self.engine.turn(0, self.pause)  # a ring listens for wake-ups only once it has been entered
+        self.before_nesting()
+        self.engine.backend.wake()
+        self.listens = True
 
     def before_nesting(self) -> None:
         """See to it that the descriptor turns readable when there is something to do, see Watcher.fileno()."""
@@ -477,6 +472,11 @@ class Leader:
 
     # --- the end --------------------------------------------------------------------------------------------
 
+    def lead_and_shut(self) -> None:
+        while not self.lead.acquire(timeout=SIGNAL_LATENCY):
+            pass  # as in take_lead()
+        self.shut()
+
     def shut(self) -> None:
         """Close everything, as the leader. Does nothing when that is done, and goes on where it was interrupted."""
         engine = self.engine
@@ -514,24 +514,13 @@ class Leader:
             return
         self.abandoned = self.closing = self.closed = True
         self.needs_wakeup = [True]
-        # What this thread holds, in a call that the handler of a signal has interrupted to fork, it will let go of.
-        self.lead = _unless_held_by_another(self.lead)
-        self.delegation = self.engine.new_queues = _unless_held_by_another(self.delegation)
-        if self.opened.locked():
-            self.opened.release()  # for begin(): the thread it waits for does not run here
+        self.lead = threading.RLock()  # a thread of the parent may have the one before, and never lets go of it
+        self.delegation = self.engine.new_queues = threading.RLock()
         self.consumer = 0
         self.inside = set()
-        self.joining = set()
         self.started = False  # the thread does not run here, and nobody is to wait for it
         self.failure = self.delivery = None
         self.engine.abandon()
-
-    def unless_abandoned(self, error: BaseException) -> None:
-        """An exception comes out of a call: `WatcherClosedError` instead, when that is in a child because a handler of
-        a signal has forked in the middle of it.
-        """
-        if self.abandoned and isinstance(error, Exception):
-            raise WatcherClosedError("the watcher is the parent process's: make a new one here") from None
 
 
 def release_all(lock: threading.RLock) -> None:
@@ -543,14 +532,6 @@ def release_all(lock: threading.RLock) -> None:
             lock.release()
     except RuntimeError:
         pass  # not, or no longer, this thread's
-
-
-def _unless_held_by_another(lock: threading.RLock) -> threading.RLock:
-    """After fork(2): a new one instead of a lock that a thread of the parent has, for that one never lets go."""
-    if lock.acquire(False):
-        lock.release()
-        return lock
-    return threading.RLock()
 
 
 def _is_ours(frame: FrameType) -> bool:

@@ -18,7 +18,7 @@ from gaio import platform, process
 from gaio.deadlines import Deadline
 from gaio.delegation import CLOSED, Delegation, make_socket
 from gaio.errors import BackendUnavailableError, ConnClosedError, InvalidCPUError, WatcherClosedError
-from gaio.leader import FORKING, SIGNAL_LATENCY, Leader
+from gaio.leader import FORKING, Leader
 from gaio.memory import COPY_LIMIT, Copies, memory_for_write, pin_for_read
 from gaio.platform import DATAGRAM, SEQPACKET
 from gaio.platform._affinity import set_thread_affinity
@@ -391,8 +391,6 @@ class Watcher:
         try:
             batch = leader.collect(timeout)
             set_errno(errno_before)
-            if leader.abandoned:  # a handler has forked, and this is the child: the batch is the parent's
-                raise WatcherClosedError(CLOSED)
             # From this store to the caller the interpreter runs no signal handler: CPython does so at calls and at
             # backward jumps only. So the batch is either still here for the next call, or the caller has it.
             leader.delivery = None
@@ -401,7 +399,8 @@ class Watcher:
         except BaseException as error:
             leader.relinquish()
             set_errno(errno_before)
-            leader.unless_abandoned(error)
+            if leader.abandoned and isinstance(error, Exception):  # a signal handler has forked while this waited
+                raise WatcherClosedError(CLOSED) from None
             raise
 
     def __iter__(self) -> Iterator[OpResult]:
@@ -432,21 +431,7 @@ class Watcher:
             leader.ask_to_close()
         if leader.is_inside():
             return
-        thread = threading.get_ident()
-        errno_before = get_errno()  # as in wait_io()
-        try:
-            leader.inside.add(thread)
-            while not leader.lead.acquire(timeout=SIGNAL_LATENCY):
-                pass  # as in take_lead()
-            leader.shut()
-            leader.lead.release()
-            leader.inside.discard(thread)
-        except BaseException as error:
-            leader.relinquish()
-            if not (leader.abandoned and isinstance(error, Exception)):  # else a handler has forked, and this is closed
-                raise
-        finally:
-            set_errno(errno_before)
+        leader.call(leader.lead_and_shut)
         leader.join()
 
     def fileno(self) -> int:

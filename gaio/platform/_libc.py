@@ -322,12 +322,18 @@ address_of = (
 # mmap(2), madvise(2)
 PROT_READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 _MADV_DONTFORK = 10
-MAP_FIXED_NOREPLACE = 0x100000  # Linux 4.17
 
 
-def map_shared(fd: int, length: int, offset: int) -> int:
-    """Map a kernel object's memory, for this process and not for its children; returns the address."""
-    address = int(_mmap()(None, length, PROT_READ_WRITE, mmap.MAP_SHARED, fd, offset) or 0)
+def map_shared(length: int, fd: int, offset: int) -> int:
+    """Map the memory of a kernel object, or with an `fd` of -1 memory that one will be told of. Returns the address.
+
+    Children of fork(2) do not get it: it is the parent's, and copying it would change the pages that the kernel knows.
+    """
+    map_memory = LIBC.keeping_gil["mmap"]
+    map_memory.argtypes = (_void_p, ctypes.c_size_t, _int, _int, _int, _long)
+    map_memory.restype = _void_p
+    flags = mmap.MAP_SHARED if fd >= 0 else mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
+    address = int(map_memory(None, length, PROT_READ_WRITE, flags, fd, offset) or 0)
     if address == _void_p(-1).value:
         number = ctypes.get_errno()
         raise OSError(number, f"mmap: {os.strerror(number)}")
@@ -335,28 +341,11 @@ def map_shared(fd: int, length: int, offset: int) -> int:
     return address
 
 
-def not_for_children(memory: mmap.mmap) -> None:
-    """Leave this memory out of children of fork(2): the kernel knows its pages, and copying would change them."""
-    _madvise(ctypes.addressof(ctypes.c_char.from_buffer(memory)), len(memory))
-
-
-def map_zeros(address: int, length: int) -> None:
-    """Map memory of zeros to where nothing is mapped; where something is, leave that alone."""
-    _mmap()(address, length, PROT_READ_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0)
-
-
 def unmap_all(mapped: list[tuple[int, int]]) -> None:
     """munmap(2) these and empty the list; each exactly once, as in `close_all`."""
     munmap = LIBC.keeping_gil["munmap"]
     munmap.argtypes = (_void_p, ctypes.c_size_t)
     deque(starmap(munmap, map(mapped.pop, repeat(-1, len(mapped)))), 0)
-
-
-def _mmap() -> Any:
-    function = LIBC.keeping_gil["mmap"]
-    function.argtypes = (_void_p, ctypes.c_size_t, _int, _int, _int, _long)
-    function.restype = _void_p
-    return function
 
 
 def _madvise(address: int, length: int) -> None:

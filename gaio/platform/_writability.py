@@ -48,11 +48,6 @@ class Writability:
             raise OSError(number, f"epoll_wait: {os.strerror(number)}")
         return [fd for _, fd in EVENT.iter_unpack(self._events[: count * EVENT.size])]
 
-    def abandon(self) -> None:
-        """In a child after fork(2), where the number may be another's by the time that a call goes on."""
-        self._watched.clear()
-        self.fd = self._interest.fd = -1
-
     def leave_alone(self, fd: int) -> None:
         """Also before it is closed: see the facts about epoll in _epoll.py."""
         if fd in self._watched:

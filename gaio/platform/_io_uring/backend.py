@@ -495,5 +495,5 @@ class IoUringBackend:
         open_rings.discard(self.ring.fd)
         self.ring.abandon()
         self._wakeup.abandon()
-        self._writability.abandon()
-        self.buffers.abandon()
+        for part in (self.buffers, self):
+            vars(part).clear()  # see Ring.abandon()

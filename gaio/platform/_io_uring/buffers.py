@@ -67,9 +67,8 @@ class ProvidedBuffers:
         self._storage = SwapMemory(-1, self.stride * most, mmap.MAP_PRIVATE)
         self.views = self._storage.views(0, len(self._storage))
         self._address = self._storage.address
-        self._entries = mmap.mmap(-1, max(most * abi.BUF_SIZE, mmap.PAGESIZE))
-        _libc.not_for_children(self._entries)
-        self._tail_word = memoryview(self._entries)[abi.BUF_RING_TAIL : abi.BUF_RING_TAIL + 2].cast("H")
+        self._entries = self._ring.map(max(most * abi.BUF_SIZE, mmap.PAGESIZE))
+        self._tail_word = self._entries[abi.BUF_RING_TAIL : abi.BUF_RING_TAIL + 2].cast("H")
         self.buffer_in = [0] * most  # which buffer each entry of the ring holds
         self.lent = 0  # consumed up to the batch in the caller's hands
         self.too_few = False  # a read has found none: there are more after the next recycle()
@@ -109,12 +108,3 @@ class ProvidedBuffers:
             self.provided = (tail, count)
         self._tail_word[0] = tail & 0xFFFF  # always: the last time may have been interrupted before this
         self.too_few = False
-
-    def abandon(self) -> None:
-        """In a child after fork(2): as Ring.abandon()."""
-        self._tail_word.release()
-        _left_to_children.append(self._entries)  # its munmap(2) could hit what the child has mapped there since
-        _libc.map_zeros(ctypes.addressof(ctypes.c_char.from_buffer(self._entries)), len(self._entries))
-
-
-_left_to_children: list[mmap.mmap] = []

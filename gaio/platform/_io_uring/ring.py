@@ -96,13 +96,13 @@ class Ring:
         sq, cq = params.sq_off, params.cq_off
         self.index_array = not params.flags & abi.IORING_SETUP_NO_SQARRAY
         size = max(cq.cqes + params.cq_entries * CQE.size, self.index_array * (sq.array + params.sq_entries * 4))
-        ring = self._map(size, abi.IORING_OFF_SQ_RING)
-        self._sqes = self._map(params.sq_entries * SQE.size, abi.IORING_OFF_SQES)
+        ring = self.map(size, self.fd, abi.IORING_OFF_SQ_RING)
+        self._sqes = self.map(params.sq_entries * SQE.size, self.fd, abi.IORING_OFF_SQES)
         words = ring[: len(ring) // 4 * 4].cast("I")
         self.ksq_head, self.sq_tail_word, self.ksq_flags, self.cq_head_word, self.kcq_tail = (
             words[offset // 4 : offset // 4 + 1] for offset in (sq.head, sq.tail, sq.flags, cq.head, cq.tail)
         )
-        self.kcqes = ring[cq.cqes : cq.cqes + params.cq_entries * CQE.size]
+        self.kcqes = (ctypes.c_char * (params.cq_entries * CQE.size)).from_buffer(ring, cq.cqes)  # slices are copies
         self.sq_entries = params.sq_entries
         self._sq_mask = params.sq_entries - 1
         self.cq_mask = params.cq_entries - 1
@@ -111,9 +111,9 @@ class Ring:
                 words[sq.array // 4 + index] = index
         self.sq_tail = self.sq_tail_word[0]
 
-    def _map(self, length: int, offset: int) -> memoryview:
-        """Map a part of the ring, shared with the kernel and not with children of fork(2)."""
-        address = _libc.map_shared(self.fd, length, offset)
+    def map(self, length: int, fd: int = -1, offset: int = 0) -> memoryview:
+        """Map a part of the ring, or memory that it will be told of. It goes with the ring."""
+        address = _libc.map_shared(length, fd, offset)
         self._mapped.append((address, length))
         return memoryview((ctypes.c_char * length).from_address(address)).cast("B")
 
@@ -193,16 +193,10 @@ class Ring:
         _libc.unmap_all(self._mapped)
 
     def abandon(self) -> None:
-        """In a child after fork(2).
+        """In a child after fork(2), which has none of the mappings (MADV_DONTFORK): they are left alone.
 
-        The mappings do not exist there (MADV_DONTFORK), so it cannot reap what is the parent's. But when a signal
-        handler forks in the middle of a turn, that goes on in the child: it reads zeros, and writes nothing.
+        When a signal handler has forked in the middle of a call, that goes on in the child, and finds nothing to go on
+        with.
         """
-        self.fd = -1
         _libc.close_all(self.to_close)
-        words = (self.ksq_head, self.sq_tail_word, self.ksq_flags, self.cq_head_word, self.kcq_tail)
-        for view in (*words, self.kcqes, self._sqes):
-            view.release()
-        for address, length in self._mapped:
-            _libc.map_zeros(address, length)
-        self._mapped.clear()
+        vars(self).clear()
