@@ -193,22 +193,13 @@ class Leader:
         re-entrant.
         """
         thread = threading.get_ident()
-        if not self.started or thread == self.thread.ident or (thread in self.joining and self.is_joining()):
+        if not self.started or thread == self.thread.ident or thread in self.joining:
             return
-        self.joining.add(thread)
         try:
+            self.joining.add(thread)
             self.thread.join()
         finally:
             self.joining.discard(thread)
-
-    def is_joining(self) -> bool:
-        """Whether join() was called from within itself; `joining` alone may be left by an interruption."""
-        frame = sys._getframe(2)  # the caller of that one, which asks
-        while frame.f_back is not None:
-            if frame.f_code is Leader.join.__code__ and frame.f_locals["self"] is self:
-                return True
-            frame = frame.f_back
-        return False
 
     def is_inside(self) -> bool:
         """Whether this call comes from within another one, in the same thread."""
