@@ -203,14 +203,11 @@ class Delegation:
 
     # --- handing back and closing -----------------------------------------------------------------------------
 
-    def hand_back(self, conn: HasFileno) -> None:
-        """Have the leader part with a connection that has nothing pending: then it is in `Engine.detached`."""
+    def hand_back(self, conn: HasFileno) -> Detach:
+        """Have the leader part with a connection that has nothing pending."""
         leader = self._leader
         leader.look_around()
-        item = self.detached(conn)
-        if item is not None and item.done:
-            return
-        connection = self.known(conn) if item is None else item.connection
+        connection = self.known(conn)
         if connection is None:
             if leader.closed:
                 raise WatcherClosedError("the watcher is closed, and its connections with it")
@@ -218,9 +215,9 @@ class Delegation:
             raise UnsupportedConnError(f"conn was never submitted to this watcher: {conn!r}")
         if connection.kind == FILE:
             raise UnsupportedConnError("conn is no socket: only sockets can be handed back")
-        item = Detach(connection)
         if leader.is_inside():
             raise RuntimeError("detach() was called from within another call, by a signal handler or a finalizer")
+        item = Detach(connection)
         _tell(leader, item)
         leader.call(partial(leader.run_until_done, item))
         if item.error is not None:
@@ -230,23 +227,15 @@ class Delegation:
                 item.error = None  # a cycle, as in Leader.begin(): a dropped conn would wait for the collector
         if not item.done:
             raise WatcherClosedError("the watcher was closed meanwhile")
-
-    def detached(self, conn: object) -> Detach | None:
-        """What a detach() that was interrupted has left of this connection."""
-        item = self._engine.detached.get(id(conn))
-        return item if item is not None and item.connection.conn() is conn else None
+        self.leave_to_collector(conn, connection)
+        return item
 
     def free(self, conn: HasFileno) -> None:
         """See Watcher.free()."""
         self._leader.look_around()
         connection = self.known(conn)
         if connection is None:
-            item = self.detached(conn)
-            if item is not None and item.done:
-                self._engine.drop_detached(id(conn))
-                self.leave_to_collector(conn, item.connection)
-                return
-            connection = self.one_at_a_time(self._close_undelegated, conn) if item is None else item.connection
+            connection = self.one_at_a_time(self._close_undelegated, conn)
             if connection is None:
                 return
         _tell(self._leader, Close(connection))
@@ -300,11 +289,6 @@ def _tell(leader: Leader, item: Close) -> None:
     leader.inbox.append(item)
     if leader.needs_wakeup:
         leader.wake()
-
-
-def make_socket(item: Detach) -> None:
-    """A step of delegation: make a socket of what the leader has parted with."""
-    _libc.take_over(item.sock, item.owner[0])
 
 
 def _connection_for(conn: HasFileno, fd: int, kind: int, token: int) -> Connection:

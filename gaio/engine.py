@@ -59,7 +59,7 @@ class Close:
 class Detach(Close):
     """An item of the inbox: part with this connection without closing it."""
 
-    __slots__ = ("done", "error", "owner", "sock", "dropped")
+    __slots__ = ("done", "error", "owner")
 
     connection: Connection
 
@@ -68,8 +68,6 @@ class Detach(Close):
         self.done = False
         self.error: Exception | None = None
         self.owner: list[Any] = []  # of the descriptor, once the engine has parted with it
-        self.sock = _libc.blank_socket()  # what is made of it then
-        self.dropped = False  # it was closed, and is for nobody to have
 
 
 class Engine:
@@ -87,7 +85,6 @@ class Engine:
         self.listeners: dict[int, Connection] = {}  # the same for listening sockets, which only accept
         self.connecting: set[int] = set()  # tokens of the connections with a connect() under way
         self.descriptors: dict[int, Connection] = {}  # token -> connection, from delegation until it is closed
-        self.detached: dict[int, Detach] = {}  # id(conn) -> what detach() makes a socket of, until it returns that
         # Not shared.
         self.outbox: list[OpResult] = []
         self.ready: list[OpResult] = []  # heads of queues, to be started
@@ -304,12 +301,7 @@ class Engine:
         if type(item) is Detach:
             self.detach(item)
             return
-        if connection is None:
-            return
-        if connection.fd < 0:
-            detached = self.detached.get(connection.key)
-            if detached is not None and detached.connection is connection:
-                self.drop_detached(connection.key)  # detach() was interrupted and not called again
+        if connection is None or connection.fd < 0:
             return
         with self.new_queues:  # first: close_idle() closes what is in `closing`, and then the reason is wanted
             connection.close_reason = connection.close_reason or reason
@@ -348,12 +340,7 @@ class Engine:
         if item.done:
             return  # this was interrupted after its end
         connection: Any = item.connection
-        key = connection.key
         if not item.owner:  # else this was interrupted, and goes on
-            detached = self.detached.get(key)
-            if detached is not None and detached.connection is connection:
-                item.done = True  # by an item before, whose detach() was interrupted
-                return
             if connection.close_reason is WatcherClosedError:
                 item.error = close_error(connection)
             elif connection.close_reason is not None:
@@ -371,20 +358,10 @@ class Engine:
             connection.close_reason = ConnClosedError
             for queue in connection.queues():
                 queue.tail = NO_MORE
-        # The finalizer stays: it has the descriptor closed if detach() was interrupted and is not called again.
-        self.detached[key] = item
-        self.table_of(connection).pop(key, None)
+        self.table_of(connection).pop(connection.key, None)
         self.descriptors.pop(connection.token, None)
         connection.let_go_of_queues()
         item.done = True
-
-    def drop_detached(self, key: int) -> None:
-        """Close what detach() would have returned, unless another thread takes it first. Any thread."""
-        item = self.detached.pop(key, None)
-        if item is not None:
-            item.dropped = True
-            item.sock.close()
-            item.owner.clear()
 
     def close_everything(self, wait: Wait) -> None:
         """Each request gets its result, each descriptor is closed. Goes on where an interruption ended it."""
@@ -399,8 +376,6 @@ class Engine:
             self.turn(None, wait)
         self.connections.clear()
         self.listeners.clear()
-        for key in list(self.detached):
-            self.drop_detached(key)
 
     def admit_the_late(self) -> None:
         """When all is closed: what is in the inbox still is answered with the error."""
@@ -441,8 +416,6 @@ class Engine:
             for queue in connection.queues():
                 queue.fd = -1  # a call that a signal handler interrupted, to fork, may go on here for a while
         _libc.close_all(list(fds))
-        for key in list(self.detached):
-            self.drop_detached(key)
         self.connections.clear()
         self.listeners.clear()
         self.descriptors.clear()

@@ -16,11 +16,11 @@ from time import monotonic
 
 from gaio import platform, process
 from gaio.deadlines import Deadline
-from gaio.delegation import CLOSED, Delegation, make_socket
-from gaio.errors import BackendUnavailableError, ConnClosedError, InvalidCPUError, WatcherClosedError
+from gaio.delegation import CLOSED, Delegation
+from gaio.errors import BackendUnavailableError, InvalidCPUError, WatcherClosedError
 from gaio.leader import FORKING, Leader
 from gaio.memory import COPY_LIMIT, Copies, memory_for_write, pin_for_read
-from gaio.platform import DATAGRAM, SEQPACKET
+from gaio.platform import DATAGRAM, SEQPACKET, _libc
 from gaio.platform._affinity import set_thread_affinity
 from gaio.platform._libc import MAX_RW_COUNT
 from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, UNDER_WAY, WRITE, AcceptResult, Operation, OpResult
@@ -292,34 +292,18 @@ class Watcher:
         `UnsupportedConnError` when it is no socket or was never delegated here; `ConnClosedError` when it has been
         freed or detached; `WatcherClosedError` when the watcher is closed meanwhile.
 
-        After an exception such as KeyboardInterrupt the connection may be on its way back already: then `detach()`
-        returns it when it is called again, `free()` closes it, and there is nothing else to do with it.
+        After an exception such as KeyboardInterrupt the connection may be on its way back already, and is closed then.
         """
-        delegation, leader = self._delegation, self._leader
-        delegation.hand_back(conn)
-        detached, key = leader.engine.detached, id(conn)
-        item = detached.get(key)
+        item = self._delegation.hand_back(conn)
+        sock = _libc.blank_socket()
         try:
-            if item is None:
-                raise KeyError(key)
-            delegation.one_at_a_time(make_socket, item)  # should there be two threads
-            sock = item.sock
-            delegation.leave_to_collector(conn, item.connection)
-            # Of several threads, one succeeds in this. From here to the caller no signal handler runs, see wait_io():
-            # so the socket is either still there for the next call, or the caller has it.
-            del detached[key]
+            _libc.take_over(sock, item.owner[0])
+            # From here to the caller no signal handler runs, see wait_io().
             return sock
-        except BaseException as error:
-            if item is not None and detached.get(key) is item:  # nobody may call again
-                delegation.reclaim_when_collected(conn, item.connection)
-                raise
-            if item is not None and item.dropped:
-                item.sock.close()
-            if not isinstance(error, Exception):
-                raise
-            if leader.closing:
-                raise WatcherClosedError("the watcher was closed meanwhile") from None
-            raise ConnClosedError(f"conn was detached by another thread, or freed meanwhile: {conn!r}") from None
+        except BaseException:
+            sock.close()
+            item.owner.clear()
+            raise
 
     def free(self, conn: HasFileno) -> None:
         """Give the connection up: requests still pending complete with `ConnClosedError`, then it is closed.

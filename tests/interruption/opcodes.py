@@ -508,14 +508,10 @@ HANDING_OVER: Final = (gaio.Watcher.wait_io.__code__, gaio.Watcher.detach.__code
 
 
 def _from_handing_over(entries: list[dis.Instruction]) -> list[dis.Instruction]:
-    """What follows the store or deletion by which a call counts what it returns as the caller's, up to the return."""
-    (count,) = (
-        index
-        for index, entry in enumerate(entries)
-        if (entry.opname == "STORE_ATTR" and entry.argval == "delivery") or entry.opname == "DELETE_SUBSCR"
-    )
-    end = next(index for index in range(count, len(entries)) if entries[index].opname == "RETURN_VALUE")
-    return entries[count + 1 : end + 1]
+    """What follows the last call, by which all is done, up to the return."""
+    end = next(index for index, entry in enumerate(entries) if entry.opname == "RETURN_VALUE")
+    last_call = max(index for index, entry in enumerate(entries[:end]) if entry.opname.startswith("CALL"))
+    return entries[last_call + 2 : end + 1]  # without POP_TOP, of the None that it has returned
 
 
 def _loads_none(entry: dis.Instruction) -> bool:

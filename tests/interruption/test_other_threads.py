@@ -213,8 +213,7 @@ def _consumer_comes_back(backend: backends.Name, at: Opcode, third: ThreadPoolEx
 def test_close_during_a_detach(backend: backends.Name, thread: str) -> None:
     """By a signal handler. The turn that detach() does itself may take the wake-up; wait_io() sees it all the same.
 
-    Once the watcher thread has begun to close, it wants the lock under which detach() makes its socket, while close()
-    wants what the thread has.
+    Once the watcher thread has begun to close, it holds the lead, which both detach() and close() want.
     """
     at_opcodes(partial(_close_during_a_detach, backend, thread == "begins"))
 

@@ -520,10 +520,6 @@ class Simulation:
         self.interrupts, self.handles = weather
         if self.leader.engine.closing:
             raise Violation("a connection that was given up is not closed")
-        for item in self.leader.engine.detached.values():
-            conn: Any = item.connection.conn()
-            if conn is None or conn.link.freed:
-                raise Violation("what was detached and nobody can get any more is not closed")
         for link in self.links:
             for queue in (link.reads, link.writes):
                 if queue:
@@ -628,7 +624,7 @@ class Simulation:
                 raise Violation(f"{link}: {len(link.given)} bytes came, and results brought {link.read}")
             if link.written != link.received:
                 raise Violation(f"{link}: the peer received other bytes than results say")
-        for name in ("outbox", "connections", "listeners", "connecting", "descriptors", "detached"):
+        for name in ("outbox", "connections", "listeners", "connecting", "descriptors"):
             if getattr(engine, name):
                 raise Violation(f"{name} is not empty in the end")
         for name in ("ready", "partial", "closing", "backing_off", "being_closed"):
