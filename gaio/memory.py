@@ -178,8 +178,6 @@ class Copies:
     when they are freed. The next batch faults it in anew, 16 pages for 64 KiB: more than the rest of the echo takes.
     """
 
-    __slots__ = ("_size", "_stock")
-
     def __init__(self, size: int) -> None:
         """For views of up to `size` bytes."""
         self._size = size

@@ -41,20 +41,6 @@ class Segment:
 class SwapArena:
     """Room for swap reads. Not thread-safe: it belongs to the leader."""
 
-    __slots__ = (
-        "size",
-        "segments",
-        "writing",
-        "_recycled",
-        "_enough",
-        "_storage",
-        "_address",
-        "_most",
-        "_current",
-        "_place",
-        "_spare",
-    )
-
     def __init__(self, size: int, limit: int = LIMIT) -> None:
         """`size` is the bytes of one segment, and so the largest read without a buffer."""
         self.size = size

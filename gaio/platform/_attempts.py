@@ -56,29 +56,6 @@ SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 class Attempts(ABC):
     """One attempt at a time. What drives them is ReadinessBackend."""
 
-    __slots__ = (
-        "completed",
-        "_arena",
-        "_returned",
-        "_attempted",
-        "_segment",
-        "_start",
-        "_pointer",
-        "_message",
-        "_message_pointer",
-        "_recv",
-        "_send",
-        "_sendmsg",
-        "_read",
-        "_write",
-        "_writev",
-        "_accept",
-        "_connect",
-        "_shutdown",
-        "_getsockopt",
-        "_so_error",
-    )
-
     def __init__(self, arena: SwapArena) -> None:
         self.completed: list[Any] = []
         self._arena = arena

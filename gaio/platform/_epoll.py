@@ -70,10 +70,9 @@ _NOT_REGISTERED = (errno.ENOENT, errno.EBADF)
 class InterestList:
     """What an epoll waits for: epoll_create1(2) and epoll_ctl(2)."""
 
-    __slots__ = ("fd", "_epoll_ctl")
-
     def __init__(self, to_close: list[int]) -> None:
         """The caller closes it: its descriptor is appended to that list."""
+        self.to_close = to_close
         self._epoll_ctl = _libc.checked("epoll_ctl")
         to_close.append(_libc.checked("epoll_create1")(EPOLL_CLOEXEC))
         self.fd = to_close[-1]
@@ -95,15 +94,11 @@ class EpollBackend(ReadinessBackend):
 
     name = "epoll"
 
-    __slots__ = ("_open", "_interest", "_epoll", "_wakeup", "_epoll_wait", "_epoll_look")
-
     def __init__(self, arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> None:
         super().__init__(arena, descriptors, EVENT.size * MAX_EVENTS)
         self._epoll_wait = _libc.collecting("epoll_wait", self._counts, waits=True)
         self._epoll_look = _libc.collecting("epoll_wait", self._counts)
-        self._open: list[int] = []
-        self._interest = InterestList(self._open)
-        self._epoll = self._interest.fd
+        self._interest = InterestList([])
         try:
             self._wakeup = Wakeup()
             self._interest.add(self._wakeup.fd, EPOLLIN | EPOLLET, _WAKE)
@@ -123,11 +118,11 @@ class EpollBackend(ReadinessBackend):
         if self._backing_off:
             timeout = self.retry(timeout)
         if timeout == 0:
-            self._epoll_look(self._epoll, self._events_pointer, MAX_EVENTS, 0)
+            self._epoll_look(self._interest.fd, self._events_pointer, MAX_EVENTS, 0)
         else:
             # Rounded up to whole milliseconds, or a wait for the last half of one would spin.
             milliseconds = -1 if timeout is None else math.ceil(min(timeout, LONGEST_WAIT) * 1000)
-            self._epoll_wait(self._epoll, self._events_pointer, MAX_EVENTS, milliseconds)
+            self._epoll_wait(self._interest.fd, self._events_pointer, MAX_EVENTS, milliseconds)
         if self._counts[0] < 0:
             self._wait_failed("epoll_wait")
         else:
@@ -146,18 +141,18 @@ class EpollBackend(ReadinessBackend):
         self._counts.clear()
 
     def fileno(self) -> int:
-        return self._epoll
+        return self._interest.fd
 
     def wake(self) -> None:
         self._wakeup.ring()
 
     def close(self) -> None:
-        _libc.close_all(self._open)
+        _libc.close_all(self._interest.to_close)
 
     def abandon(self) -> None:
         self.close()  # closing the child's copies takes nothing out of the parent's epoll
         # The number may be another's by the time that a call goes on which a signal handler forked in.
-        self._epoll = self._interest.fd = -1
+        self._interest.fd = -1
         self._wakeup.abandon()
 
     def describe(self) -> str:

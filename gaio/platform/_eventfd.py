@@ -21,8 +21,6 @@ class Wakeup:
     another one closes it must not write into a number that has been given to a stranger meanwhile.
     """
 
-    __slots__ = ("fd", "_owner", "_results", "_write")
-
     def __init__(self) -> None:
         self._results: list[int] = []
         self._write = _libc.collecting("write", self._results)

@@ -71,8 +71,6 @@ _CANNOT_BE_POLLED = (errno.EPERM, errno.EINVAL, errno.ENODEV, errno.ENXIO, errno
 class UserEvent:
     """Waking by EVFILT_USER: any thread may trigger it. `OSError` where the system has not got it."""
 
-    __slots__ = ("_entry", "_kevent", "_kqueue", "_none", "_one", "_results")
-
     def __init__(self, kqueue: Kqueue) -> None:
         kfilter = kqueue.abi.EVFILT_USER
         self._kqueue = kqueue
@@ -105,8 +103,6 @@ class SelfPipe:
 
     Closed with the last reference, for the reason that `Kqueue` gives.
     """
-
-    __slots__ = ("_owners", "_reading", "_results", "_write", "_writing")
 
     def __init__(self, kqueue: Kqueue) -> None:
         self._results: list[int] = []
@@ -145,18 +141,6 @@ class KqueueBackend(ReadinessBackend):
     """See the contract in gaio/platform/__init__.py."""
 
     name = "kqueue"
-
-    __slots__ = (
-        "_kevent_look",
-        "_kevent_wait",
-        "_kqueue",
-        "_max_events",
-        "_no_changes",
-        "_setsockopt",
-        "_timespec",
-        "_timespec_pointer",
-        "_wakeup",
-    )
 
     def __init__(self, arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> None:
         abi, library = system()

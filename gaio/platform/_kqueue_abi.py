@@ -88,8 +88,6 @@ class Kqueue:
     another one closes it must not trigger an event of a stranger who was given the number meanwhile.
     """
 
-    __slots__ = ("_kevent", "_owner", "abi", "fd", "library", "structure")
-
     def __init__(self, abi: ABI, library: _libc.Library) -> None:
         self.abi = abi
         self.library = library

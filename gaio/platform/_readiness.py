@@ -52,8 +52,6 @@ LONGEST_WAIT = 1e6
 class ReadinessBackend(Attempts):
     """What epoll and kqueue have in common; they add how edges are asked for and reported."""
 
-    __slots__ = ("_descriptors", "_events", "_events_pointer", "_counts", "_backing_off", "_retry_at")
-
     def __init__(self, arena: SwapArena, descriptors: Mapping[int, Descriptor], room: int) -> None:
         """`room` is the bytes of the array that the kernel writes events to."""
         super().__init__(arena)

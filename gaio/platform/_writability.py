@@ -16,8 +16,6 @@ class Writability:
     It polls as readable while one of the descriptors can be written to, or has failed.
     """
 
-    __slots__ = ("fd", "_watched", "_events", "_events_pointer", "_counts", "_interest", "_epoll_wait")
-
     def __init__(self, to_close: list[int]) -> None:
         """The caller closes it: its descriptor is appended to that list."""
         self._watched: set[int] = set()
