@@ -52,7 +52,6 @@ _TABLE = _kqueue_abi.ABIS  # gaio's own; install() puts one row of it in its pla
 ALWAYS_READABLE = _libc.checked("eventfd")(1, os.O_CLOEXEC)
 
 EV_ADD, EV_DELETE, EV_CLEAR, EV_ERROR, EV_EOF = 0x0001, 0x0002, 0x0020, 0x4000, 0x8000
-NOTE_TRIGGER = 0x01000000
 
 _uintptr, _int, _size_t = ctypes.c_size_t, ctypes.c_int, ctypes.c_size_t
 _classic_head = [
@@ -100,17 +99,16 @@ class System(NamedTuple):
     count_type: Any
     read: int
     write: int
-    user: int
 
 
 SYSTEMS = {
-    "darwin": System("kevent", kevent_with_intptr, _int, -1, -2, -10),
-    "freebsd": System("kevent", kevent_of_freebsd, _int, -1, -2, -11),
-    "dragonfly": System("kevent", kevent_with_intptr, _int, -1, -2, -9),
-    "netbsd 11": System("__kevent100", kevent_of_netbsd_11, _size_t, 0, 1, 8),
-    "netbsd": System("__kevent50", kevent_of_netbsd, _size_t, 0, 1, 8),
-    "openbsd": System("kevent", kevent_with_int64, _int, -1, -2, -10),
-    "linux": System("kevent", kevent_with_intptr, _int, -1, -2, -11),
+    "darwin": System("kevent", kevent_with_intptr, _int, -1, -2),
+    "freebsd": System("kevent", kevent_of_freebsd, _int, -1, -2),
+    "dragonfly": System("kevent", kevent_with_intptr, _int, -1, -2),
+    "netbsd 11": System("__kevent100", kevent_of_netbsd_11, _size_t, 0, 1),
+    "netbsd": System("__kevent50", kevent_of_netbsd, _size_t, 0, 1),
+    "openbsd": System("kevent", kevent_with_int64, _int, -1, -2),
+    "linux": System("kevent", kevent_with_intptr, _int, -1, -2),
 }
 
 # poll(2) and epoll(7) have the same numbers.
@@ -132,7 +130,6 @@ class Faults:
     """What the simulated kernel shall do out of the ordinary. Tests set these."""
 
     def __init__(self) -> None:
-        self.user_event = "works"  # or "refused", as where EVFILT_USER is not known; or "silent": it never fires
         self.spurious = False  # report every knote that is not ready too, each time something is reported
         self.interrupted_waits = 0  # so many waits fail with EINTR before they look
         self.interrupted_changes = 0  # so many changes fail with EINTR after they have been applied
@@ -206,38 +203,29 @@ class Queue:
 
     # --- changes
 
-    def change(self, ident: int, kfilter: int, flags: int, fflags: int, udata: int) -> None:
-        system, faults = self.kernel.system, self.kernel.faults
-        if kfilter not in (system.read, system.write, system.user):
+    def change(self, ident: int, kfilter: int, flags: int, udata: int) -> None:
+        system = self.kernel.system
+        if kfilter not in (system.read, system.write):
             raise Failure(errno.EINVAL)
-        if kfilter == system.user and faults.user_event == "refused":
-            raise Failure(errno.EINVAL)
-        if kfilter != system.user:
-            self._forget_if_closed(ident)
-            _file_of(ident)  # FreeBSD says EBADF of a closed number, others ENOENT
+        self._forget_if_closed(ident)
+        _file_of(ident)  # FreeBSD says EBADF of a closed number, others ENOENT
         if flags & EV_DELETE:
             self._delete(ident, kfilter)
         elif flags & EV_ADD:
             self._add(ident, kfilter, flags, udata)
         elif (ident, kfilter) not in self.knotes:
             raise Failure(errno.ENOENT)
-        if kfilter == system.user and fflags & NOTE_TRIGGER and faults.user_event == "works":
-            self.active[self.knotes[ident, kfilter]] = None
-            self.kick()
 
     def _add(self, ident: int, kfilter: int, flags: int, udata: int) -> None:
         faults = self.kernel.faults
         faults.before_change()
-        if faults.change_error is not None and kfilter != self.kernel.system.user:
+        if faults.change_error is not None:
             raise Failure(faults.change_error)
         knote = self.knotes.get((ident, kfilter)) or Knote(ident, kfilter)
         knote.flags = flags & EV_CLEAR
         knote.udata = udata
-        if kfilter != self.kernel.system.user:
-            knote.file = _file_of(ident)
+        knote.file = _file_of(ident)
         self.knotes[ident, kfilter] = knote
-        if kfilter == self.kernel.system.user:
-            return
         # Both make an event of what is ready already.
         error = self._control(_EPOLL_CTL_ADD, ident, _INTEREST)
         if error == errno.EEXIST:
@@ -252,7 +240,7 @@ class Queue:
         if self.knotes.pop((ident, kfilter), None) is None:
             raise Failure(errno.ENOENT)
         others = (self.kernel.system.read, self.kernel.system.write)
-        if kfilter in others and not any((ident, other) in self.knotes for other in others):
+        if not any((ident, other) in self.knotes for other in others):
             self._control(_EPOLL_CTL_DEL, ident, 0)
 
     def _forget_if_closed(self, ident: int) -> None:
@@ -304,12 +292,10 @@ class Queue:
     def _reports(self) -> list[tuple[Knote, int, int, int]]:
         reports = []
         for knote in list(self.active):
-            is_user = knote.filter == self.kernel.system.user
-            if not is_user:
-                self._forget_if_closed(knote.ident)
+            self._forget_if_closed(knote.ident)
             report = None
             if self.knotes.get((knote.ident, knote.filter)) is knote:
-                report = (knote, 0, 0, 0) if is_user else self._report(knote)
+                report = self._report(knote)
             if report is None:
                 del self.active[knote]
             else:
@@ -387,7 +373,7 @@ class Kernel:
         for entry in (structure * changes).from_address(_address(changelist)) if changes else ():
             try:
                 with queue.lock:
-                    queue.change(entry.ident, entry.filter, entry.flags, entry.fflags, entry.udata)
+                    queue.change(entry.ident, entry.filter, entry.flags, entry.udata)
             except Failure as failure:
                 if not room:
                     raise

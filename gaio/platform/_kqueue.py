@@ -43,7 +43,6 @@ from gaio.platform._kqueue_abi import (
     EV_ERROR,
     EV_OOBAND,
     NO_TIME,
-    NOTE_TRIGGER,
     Kqueue,
     system,
 )
@@ -68,38 +67,8 @@ _NOT_REGISTERED = (errno.EINTR, errno.ENOENT, errno.EBADF)
 _CANNOT_BE_POLLED = (errno.EPERM, errno.EINVAL, errno.ENODEV, errno.ENXIO, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
-class UserEvent:
-    """Waking by EVFILT_USER: any thread may trigger it. `OSError` where the system has not got it."""
-
-    def __init__(self, kqueue: Kqueue) -> None:
-        kfilter = kqueue.abi.EVFILT_USER
-        self._kqueue = kqueue
-        self._results: list[int] = []
-        self._kevent = _libc.collecting(kqueue.abi.kevent, self._results, kqueue.library)
-        self._entry = kqueue.entry(_WAKE, kfilter, 0, NOTE_TRIGGER, udata=_WAKE)
-        self._none = kqueue.abi.count_type(0)
-        self._one = kqueue.abi.count_type(1)
-        # Systems have been seen that take the registration and never report the event: so it is tried.
-        kqueue.change(kqueue.entry(_WAKE, kfilter, EV_ADD | EV_CLEAR, udata=_WAKE), tolerated=_REGISTERED)
-        kqueue.change(self._entry, tolerated=_REGISTERED)
-        if (_WAKE, kfilter, _WAKE) not in kqueue.look():
-            kqueue.change(kqueue.entry(_WAKE, kfilter, EV_DELETE, udata=_WAKE), tolerated=_NOT_REGISTERED)
-            raise OSError(errno.ENOTSUP, "EVFILT_USER does not fire")
-
-    def ring(self) -> None:
-        # Nothing can fail for an event that is registered: the result says nothing.
-        self._kevent(self._kqueue.fd, self._entry, self._one, None, self._none, NO_TIME)
-        self._results.clear()
-
-    def silence(self) -> None:
-        """Nothing to do: EV_CLEAR did it."""
-
-    def abandon(self) -> None:
-        """Nothing to do: it is the kqueue's."""
-
-
 class SelfPipe:
-    """Waking by a pipe(2) to ourselves, where there is no EVFILT_USER.
+    """Waking by a pipe(2) to ourselves. (EVFILT_USER is not in every system, nor does it fire in every one.)
 
     Closed with the last reference, for the reason that `Kqueue` gives.
     """
@@ -146,10 +115,7 @@ class KqueueBackend(ReadinessBackend):
         abi, library = system()
         self._kqueue = Kqueue(abi, library)
         super().__init__(arena, descriptors, self._kqueue.structure.size * MAX_EVENTS)
-        try:
-            self._wakeup: UserEvent | SelfPipe = UserEvent(self._kqueue)
-        except OSError:
-            self._wakeup = SelfPipe(self._kqueue)
+        self._wakeup = SelfPipe(self._kqueue)
         self._kevent_wait = _libc.collecting(abi.kevent, self._counts, library, waits=True)
         self._kevent_look = _libc.collecting(abi.kevent, self._counts, library)
         self._setsockopt = _libc.checked("setsockopt")
@@ -296,8 +262,7 @@ class KqueueBackend(ReadinessBackend):
                 kqueue.change(kqueue.entry(ident, kfilter, EV_DELETE, udata=_WAKE), tolerated=_NOT_REGISTERED)
 
     def describe(self) -> str:
-        wakeup = "EVFILT_USER" if isinstance(self._wakeup, UserEvent) else "pipe"
-        return f"edge-triggered, {wakeup} wake-up"
+        return "edge-triggered, pipe wake-up"
 
 
 def open_backend(arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> KqueueBackend:

@@ -26,7 +26,6 @@ class ABI(NamedTuple):
     count_type: Any  # of nchanges and nevents
     EVFILT_READ: int
     EVFILT_WRITE: int
-    EVFILT_USER: int  # not in every release
     so_nosigpipe: int = 0  # setsockopt(2): no SIGPIPE from this socket, where send(2) has no MSG_NOSIGNAL
     library: str = ""  # the environment variable with the path of the library that has it, where libc has not
     conceals_eof: bool = False  # EV_EOF may be missing from an event that also told of bytes
@@ -35,14 +34,14 @@ class ABI(NamedTuple):
 # <sys/event.h> of each system, LP64. The first whose name, up to the space, begins sys.platform and whose
 # symbol exists is the one.
 ABIS = {
-    "darwin": ABI("kevent", "@PhHInP", ctypes.c_int, -1, -2, -10, so_nosigpipe=0x1022),
-    "freebsd": ABI("kevent", "@PhHIqP32x", ctypes.c_int, -1, -2, -11),
-    "dragonfly": ABI("kevent", "@PhHInP", ctypes.c_int, -1, -2, -9),
-    "netbsd 11": ABI("__kevent100", "@PIIIqP32x", ctypes.c_size_t, 0, 1, 8),
-    "netbsd": ABI("__kevent50", "@PIIIqP", ctypes.c_size_t, 0, 1, 8),
-    "openbsd": ABI("kevent", "@PhHIqP", ctypes.c_int, -1, -2, -10),
+    "darwin": ABI("kevent", "@PhHInP", ctypes.c_int, -1, -2, so_nosigpipe=0x1022),
+    "freebsd": ABI("kevent", "@PhHIqP32x", ctypes.c_int, -1, -2),
+    "dragonfly": ABI("kevent", "@PhHInP", ctypes.c_int, -1, -2),
+    "netbsd 11": ABI("__kevent100", "@PIIIqP32x", ctypes.c_size_t, 0, 1),
+    "netbsd": ABI("__kevent50", "@PIIIqP", ctypes.c_size_t, 0, 1),
+    "openbsd": ABI("kevent", "@PhHIqP", ctypes.c_int, -1, -2),
     "linux": ABI(
-        "kevent", "@PhHInP", ctypes.c_int, -1, -2, -11, library="GAIO_KQUEUE_LIBRARY", conceals_eof=True
+        "kevent", "@PhHInP", ctypes.c_int, -1, -2, library="GAIO_KQUEUE_LIBRARY", conceals_eof=True
     ),
 }
 
@@ -53,7 +52,6 @@ EV_CLEAR = 0x0020
 EV_OOBAND = 0x2000  # macOS only
 EV_ERROR = 0x4000
 EV_EOF = 0x8000
-NOTE_TRIGGER = 0x01000000
 
 # struct timespec: both of its members have 64 bits on every LP64 system. Always zero, and good for any thread.
 _TIMESPEC = (ctypes.c_int64 * 2)()
@@ -97,8 +95,8 @@ class Kqueue:
         self._owner = _libc.owner_of(self.fd)
         os.set_inheritable(self.fd, False)
 
-    def entry(self, ident: int, kfilter: int, flags: int, fflags: int = 0, *, udata: int) -> bytes:
-        return self.structure.pack(ident, kfilter, flags, fflags, 0, udata)
+    def entry(self, ident: int, kfilter: int, flags: int, *, udata: int) -> bytes:
+        return self.structure.pack(ident, kfilter, flags, 0, 0, udata)
 
     def change(self, entry: bytes, *, tolerated: tuple[int, ...] = ()) -> None:
         """Apply one change; `OSError` unless it succeeds or fails with an error that is tolerated.

@@ -41,18 +41,7 @@ def exchange(watcher: AccountedWatcher, conn: socket.socket, peer: socket.socket
 
 
 class TestWakeUp:
-    """By EVFILT_USER where it fires, else by a pipe."""
-
-    @pytest.fixture(params=["works", "refused", "silent"])
-    def kernel(self, kernel: Kernel, request: pytest.FixtureRequest) -> Kernel:
-        kernel.faults.user_event = request.param
-        return kernel
-
-    def test_the_reason_tells_which(self, kernel: Kernel) -> None:
-        offered = {offer.name: offer for offer in gaio.backends()}["kqueue"]
-        assert offered.available
-        assert ("EVFILT_USER" in offered.reason) == (kernel.faults.user_event == "works")
-        assert ("pipe" in offered.reason) != (kernel.faults.user_event == "works")
+    """By a pipe."""
 
     def test_a_request_wakes_the_consumer(self, watcher: AccountedWatcher, pairs: Pairs) -> None:
         conns = [pairs.unix()[0] for _ in range(50)]
@@ -81,12 +70,12 @@ class TestWakeUp:
         """The fixture that counts descriptors checks it."""
         make_watcher()
 
-    def test_a_child_has_no_pipe_to_its_parent(self, kernel: Kernel) -> None:
+    @pytest.mark.usefixtures("kernel")
+    def test_a_child_has_no_pipe_to_its_parent(self) -> None:
         """While the watcher thread, which the child has not got, stood in the middle of a turn."""
-        code = f"""
+        code = """
             import os, socket, stat
             import gaio
-            simulated_kqueue.install().faults.user_event = {kernel.faults.user_event!r}
 
             def pipes():
                 found = set()
@@ -104,7 +93,7 @@ class TestWakeUp:
             watcher.read(conn)
             while not watcher._leader.needs_wakeup:
                 os.sched_yield()
-            assert len(pipes() - before) == {0 if kernel.faults.user_event == "works" else 2}
+            assert len(pipes() - before) == 2
             if os.fork() == 0:
                 os._exit(len(pipes() - before))
             _, status = os.wait()
@@ -378,9 +367,10 @@ class TestRegistration:
         system = kernel.system
 
         def registered() -> list[int]:
-            filters = [kfilter for queue in kernel.queues.values() for _, kfilter in queue.knotes]
-            return [kfilter for kfilter in filters if kfilter != system.user]
+            knotes = [knote for queue in kernel.queues.values() for knote in queue.knotes]
+            return [kfilter for ident, kfilter in knotes if ident not in before]
 
+        before = {ident for queue in kernel.queues.values() for ident, _ in queue.knotes}
         conn, peer = pairs.tcp(buffers=8192)
         watcher.finish(watcher.write(conn, b"x"))
         assert receive_exactly(peer, 1) == b"x"
