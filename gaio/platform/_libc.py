@@ -76,8 +76,6 @@ _SETUP: dict[str, tuple[Any, ...]] = {
     "kevent": (_int, _void_p, _int, _void_p, _int, _void_p),
     "__kevent50": (_int, _void_p, _size_t, _void_p, _size_t, _void_p),
     "__kevent100": (_int, _void_p, _size_t, _void_p, _size_t, _void_p),
-    # cpuset_setaffinity(2) of FreeBSD, where id_t has 64 bits
-    "cpuset_setaffinity": (_int, _int, ctypes.c_int64, _size_t, _void_p),
     # setsockopt(2)
     "setsockopt": (_int, _int, _int, _void_p, _uint),
 }
