@@ -78,37 +78,27 @@ _SETUP: dict[str, tuple[Any, ...]] = {
     "__kevent100": (_int, _void_p, _size_t, _void_p, _size_t, _void_p),
     # setsockopt(2)
     "setsockopt": (_int, _int, _int, _void_p, _uint),
+    # madvise(2)
+    "madvise": (_void_p, _size_t, _int),
 }
 
 
-class linux_msghdr(ctypes.Structure):
-    """`struct msghdr` of sendmsg(2), Linux."""
-
-    _fields_ = [
+def _msghdr(number: type, size: type) -> type[ctypes.Structure]:
+    """`struct msghdr` of sendmsg(2), with the types of its number of buffers and of the size of `msg_control`."""
+    fields = [
         ("msg_name", _void_p),
         ("msg_namelen", _uint),
         ("msg_iov", _void_p),
-        ("msg_iovlen", _size_t),
+        ("msg_iovlen", number),
         ("msg_control", _void_p),
-        ("msg_controllen", _size_t),
+        ("msg_controllen", size),
         ("msg_flags", _int),
     ]
+    return type("msghdr", (ctypes.Structure,), {"_fields_": fields})
 
 
-class bsd_msghdr(ctypes.Structure):
-    """`struct msghdr` of sendmsg(2), macOS and every BSD: as POSIX has it."""
-
-    _fields_ = [
-        ("msg_name", _void_p),
-        ("msg_namelen", _uint),
-        ("msg_iov", _void_p),
-        ("msg_iovlen", _int),
-        ("msg_control", _void_p),
-        ("msg_controllen", _uint),
-        ("msg_flags", _int),
-    ]
-
-
+linux_msghdr = _msghdr(_size_t, _size_t)
+bsd_msghdr = _msghdr(_int, _uint)  # and of macOS: as POSIX has it
 msghdr = linux_msghdr if sys.platform.startswith("linux") else bsd_msghdr
 
 IOV_MAX = min(os.sysconf("SC_IOV_MAX"), 1024)
@@ -117,51 +107,40 @@ IOV_MAX = min(os.sysconf("SC_IOV_MAX"), 1024)
 MAX_RW_COUNT = 0x7FFFF000
 
 
-def _check(result: Any, function: Any, _arguments: tuple[Any, ...]) -> Any:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{function.__name__}: {os.strerror(number)}")
-    return result
+def failed(call: str, number: int) -> OSError:
+    return OSError(number, f"{call}: {os.strerror(number)}")
 
 
 def checked(name: str, library: Library = LIBC) -> Callable[..., int]:
     """A call that sets things up: fully typed, raises OSError; AttributeError where libc has no such function."""
-    return _leaving_errno(_typed(name, library))
-
-
-def _typed(name: str, library: Library) -> Any:
-    function = library.keeping_gil[name]
-    function.argtypes = _SETUP[name]
-    function.restype = _long if name == "syscall" else _int
-    function.errcheck = _check
-    return function
-
-
-def _leaving_errno(function: Callable[..., int]) -> Callable[..., int]:
-    """It raises what went wrong and leaves errno alone: a signal handler may submit, and so delegate, in the very
-    moment between a hot call of the thread that it has interrupted and the look at that call's errno.
-    """
-
-    def call(*arguments: object) -> int:
-        before = ctypes.get_errno()
-        try:
-            return function(*arguments)
-        finally:
-            ctypes.set_errno(before)
-
-    return call
+    return partial(_call, _typed(name, library), name)
 
 
 def system_call(number: int, name: str) -> Callable[..., int]:
-    """A system call that sets things up, by its number; raises OSError with its name."""
-    function = _typed("syscall", LIBC)
-    function.__name__ = name
-    checked_call = _leaving_errno(function)
+    """The same of a system call that has no function of its own, by its number."""
+    syscall = _typed("syscall", LIBC)
+    return lambda *arguments: _call(syscall, name, number, *arguments, *(0,) * (6 - len(arguments)))
 
-    def call(*arguments: int) -> int:
-        return int(checked_call(number, *arguments, *(0,) * (6 - len(arguments))))
 
-    return call
+def _typed(name: str, library: Library) -> Callable[..., int]:
+    function = library.keeping_gil[name]
+    function.argtypes = _SETUP[name]
+    function.restype = _long if name == "syscall" else _int
+    return function
+
+
+def _call(function: Callable[..., int], name: str, *arguments: object) -> int:
+    """Raise what goes wrong, and leave errno alone: a signal handler may submit, and so delegate, between a hot call of
+    the thread that it has interrupted and the look at that call's errno.
+    """
+    before = ctypes.get_errno()
+    try:
+        result = function(*arguments)
+        if result < 0:
+            raise failed(name, ctypes.get_errno())
+        return result
+    finally:
+        ctypes.set_errno(before)
 
 
 def collecting(
@@ -273,7 +252,8 @@ def take_over(sock: socket.socket, owner: SocketOwner) -> None:
         except OSError as error:
             if error.errno not in CONNECTION_HAS_ENDED:
                 raise
-            _initialize(sock, owner, _family_of(owner))
+            # The address has gone, and with it all that the family is good for: a guess will do.
+            _initialize(sock, owner, socket.AF_INET)
     if socket.getdefaulttimeout() is None:
         sock.setblocking(True)
 
@@ -286,14 +266,6 @@ def _initialize(sock: socket.socket, owner: SocketOwner, family: int) -> None:
     """
     initialize = partial(socket.SocketType.__init__, sock, family, -1, -1)
     deque(zip(map(initialize, (owner.fileno(),)), map(SocketOwner.detach, (owner,)), strict=True), 0)
-
-
-def _family_of(owner: SocketOwner) -> int:
-    """The family of a socket whose address has gone. Where that cannot be asked (NetBSD) a guess must do: all that the
-    family is good for, the addresses, has gone too.
-    """
-    so_domain: int | None = getattr(socket, "SO_DOMAIN", None)
-    return socket.AF_INET if so_domain is None else owner.getsockopt(socket.SOL_SOCKET, so_domain)
 
 
 def _address_by_ctypes(data: bytes) -> int:
@@ -333,9 +305,8 @@ def map_shared(length: int, fd: int, offset: int) -> int:
     flags = mmap.MAP_SHARED if fd >= 0 else mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
     address = int(map_memory(None, length, PROT_READ_WRITE, flags, fd, offset) or 0)
     if address == _void_p(-1).value:
-        number = ctypes.get_errno()
-        raise OSError(number, f"mmap: {os.strerror(number)}")
-    _madvise(address, length)
+        raise failed("mmap", ctypes.get_errno())
+    checked("madvise")(address, length, _MADV_DONTFORK)
     return address
 
 
@@ -344,10 +315,3 @@ def unmap_all(mapped: list[tuple[int, int]]) -> None:
     munmap = LIBC.keeping_gil["munmap"]
     munmap.argtypes = (_void_p, ctypes.c_size_t)
     deque(starmap(munmap, map(mapped.pop, repeat(-1, len(mapped)))), 0)
-
-
-def _madvise(address: int, length: int) -> None:
-    function = LIBC.keeping_gil["madvise"]
-    function.argtypes = (_void_p, ctypes.c_size_t, _int)
-    function.errcheck = _check
-    function(address, length, _MADV_DONTFORK)

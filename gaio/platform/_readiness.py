@@ -24,13 +24,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 from abc import abstractmethod
 from collections.abc import Mapping
 from time import monotonic
 
 from gaio.memory import SocketAddress, is_connecting
-from gaio.platform import CANCELLED, DATAGRAM, FILE, STREAM
+from gaio.platform import CANCELLED, DATAGRAM, FILE, STREAM, _libc
 from gaio.platform._attempts import EAGAIN, NOT_READY, READY, READY_UNTIL_EAGAIN, SEND_FLAGS, Attempts
 
 TYPE_CHECKING = False  # see gaio/types.py
@@ -227,7 +226,7 @@ class ReadinessBackend(Attempts):
         number = ctypes.get_errno()
         self._counts.clear()
         if number != errno.EINTR:
-            raise OSError(number, f"{name}: {os.strerror(number)}")
+            raise _libc.failed(name, number)
 
     @abstractmethod
     def _take_events(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import os
 
 from gaio.platform import _libc
 from gaio.platform._epoll import EPOLLOUT, EVENT, MAX_EVENTS, InterestList
@@ -42,8 +41,7 @@ class Writability:
         self._epoll_wait(self.fd, self._events_pointer, MAX_EVENTS, 0)
         count = self._counts[0]
         if count < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, f"epoll_wait: {os.strerror(number)}")
+            raise _libc.failed("epoll_wait", ctypes.get_errno())
         return [fd for _, fd in EVENT.iter_unpack(self._events[: count * EVENT.size])]
 
     def leave_alone(self, fd: int) -> None:

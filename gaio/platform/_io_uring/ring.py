@@ -25,7 +25,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import math
-import os
 import platform as machine
 import sys
 import threading
@@ -164,7 +163,7 @@ class Ring:
         number = ctypes.get_errno() if self._returned[0] < 0 else 0
         self._returned.clear()
         if number and number not in _LATER:
-            raise OSError(number, f"io_uring_enter: {os.strerror(number)}")
+            raise _libc.failed("io_uring_enter", number)
 
     def enter_and_wait(self, timeout: float | None) -> None:
         """Wait for the next completion, at most so many seconds (None: for as long as it takes)."""
