@@ -182,7 +182,10 @@ def check_file(conn: Any, fd: int) -> None:
         layers.append(layer)
     for layer in layers:
         if isinstance(layer, socket.SocketIO):
-            _check_makefile(layer, conn)
+            raise UnsupportedConnError(
+                "conn is a file that makefile() returned, and may leave the descriptor open when it is closed: close it "
+                f"and submit the socket instead: {conn!r}"
+            )
         if isinstance(layer, io.FileIO) and not layer.closefd:
             raise UnsupportedConnError(
                 "conn would leave its descriptor open when it is closed (closefd=False): submit a file that has one of "
@@ -213,17 +216,6 @@ def _beneath(file: Any, fd: int) -> Any:
             except (OSError, ValueError):
                 pass
     return None
-
-
-def _check_makefile(file: Any, conn: Any) -> None:
-    """The last one of a socket and its files that is closed closes the descriptor."""
-    sock = file._sock
-    refuse_tls(sock)
-    if not getattr(sock, "_closed", True) or getattr(sock, "_io_refs", 1) > 1:
-        raise UnsupportedConnError(
-            "conn is a file that makefile() returned, and would leave the descriptor open when it is closed: close it "
-            f"and submit the socket instead: {conn!r}"
-        )
 
 
 def flush_now(conn: Any, fd: int) -> None:

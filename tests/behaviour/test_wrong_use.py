@@ -26,7 +26,7 @@ import pytest
 import gaio
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.backends import Name
-from tests.peers import Pairs, pattern, receive_exactly, receive_until_eof
+from tests.peers import Pairs, pattern, receive_exactly
 from tests.waiting import Background
 
 SUBMITTING: dict[str, Callable[[gaio.Watcher, Any], None]] = {
@@ -441,23 +441,6 @@ class TestFilesThatLeaveTheirDescriptorOpen:
         file.close()  # as the message says
         watcher.finish(watcher.write(conn, b"taken"))
         assert receive_exactly(peer, 5) == b"taken"
-
-    def test_of_a_socket_with_another_one(self, watcher: AccountedWatcher, pairs: Pairs) -> None:
-        conn, peer = pairs.tcp()
-        file, other = conn.makefile("rb", buffering=0), conn.makefile("wb")
-        pairs.also_close(file)
-        conn.close()
-        with pytest.raises(gaio.UnsupportedConnError, match="makefile"):
-            watcher.watcher.read(file)
-        other.write(b"last words")
-        other.close()
-        assert receive_exactly(peer, 10) == b"last words"
-        read = watcher.read(file)  # the last of them: its close() does close the descriptor
-        peer.sendall(b"taken")
-        watcher.finish(read)
-        assert read.data == b"taken"
-        watcher.free(file)
-        assert receive_until_eof(peer) == b""
 
     @pytest.mark.parametrize(
         ("mode", "buffering"), [("r", -1), ("w", -1), ("rb", -1), ("wb", -1), ("rb", 0), ("wb", 0)]
