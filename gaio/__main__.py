@@ -89,35 +89,30 @@ def echo(seconds: float) -> dict[str, float]:
     sent: dict[socket.socket, float] = {}
     times: list[float] = []
     with socket.create_server(("127.0.0.1", 0)) as listener, gaio.Watcher() as watcher:
-        address = listener.getsockname()
-        clients = {socket.socket() for _ in range(CONNECTIONS)}
-        for client in clients:
-            watcher.connect(client, address, timeout=seconds + 10)
-        watcher.accept(listener)
         start = monotonic()
+        for _ in range(CONNECTIONS):
+            client = socket.create_connection(listener.getsockname())
+            served, _ = listener.accept()
+            for end in (client, served):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                watcher.read(end)
+            sent[client] = monotonic()
+            watcher.write(client, MESSAGE)
         while monotonic() - start < seconds:
             for result in watcher.wait_io(seconds):
                 conn = result.conn
                 if result.error is not None:
                     raise result.error
-                if result.operation is gaio.ACCEPT:
-                    result.accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    watcher.read(result.accepted)
-                    watcher.accept(conn)
-                elif result.operation is gaio.READ and conn in clients:
+                if result.operation is gaio.WRITE:
+                    continue
+                if conn in sent:
                     if result.buffer != MESSAGE[: result.size]:
                         raise RuntimeError("other bytes came back than were sent")
                     now = monotonic()
                     times.append(now - sent[conn])
                     sent[conn] = now
-                    watcher.write(conn, MESSAGE)
-                elif result.operation is gaio.READ:
-                    watcher.write(conn, result.buffer)
-                elif result.operation is gaio.CONNECT:
-                    sent[conn] = monotonic()
-                    watcher.write(conn, MESSAGE)
-                else:
-                    watcher.read(conn)
+                watcher.write(conn, result.buffer)
+                watcher.read(conn)
         elapsed = monotonic() - start
         stats = watcher.stats()
     if not times:

@@ -183,7 +183,7 @@ def check_file(conn: Any, fd: int) -> None:
     for layer in layers:
         if isinstance(layer, socket.SocketIO):
             raise UnsupportedConnError(
-                "conn is a file that makefile() returned, and may leave the descriptor open when it is closed: close it "
+                "conn is a file that makefile() returned, whose close() may leave the descriptor open: close it "
                 f"and submit the socket instead: {conn!r}"
             )
         if isinstance(layer, io.FileIO) and not layer.closefd:
