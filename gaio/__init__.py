@@ -23,29 +23,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "ACCEPT",
-    "CONNECT",
-    "READ",
-    "SHUTDOWN",
-    "WRITE",
-    "Backend",
-    "BackendName",
-    "BackendUnavailableError",
-    "Conn",
-    "ConnClosedError",
-    "DeadlineError",
-    "EmptyBufferError",
-    "GaioError",
-    "HasFileno",
-    "InvalidCPUError",
-    "OpResult",
-    "Operation",
-    "Stats",
-    "UnsupportedConnError",
-    "Watcher",
-    "WatcherClosedError",
-    "Writable",
-    "__version__",
+    "ACCEPT", "CONNECT", "READ", "SHUTDOWN", "WRITE", "Backend", "BackendName", "BackendUnavailableError", "Conn",
+    "ConnClosedError", "DeadlineError", "EmptyBufferError", "GaioError", "HasFileno", "InvalidCPUError", "OpResult",
+    "Operation", "Stats", "UnsupportedConnError", "Watcher", "WatcherClosedError", "Writable", "__version__",
     "backends",
 ]
 

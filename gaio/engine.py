@@ -19,12 +19,7 @@ from __future__ import annotations
 from gaio.connection import NO_MORE, Connection, RequestQueue
 from gaio.deadlines import Deadline, Deadlines
 from gaio.errors import ConnClosedError, DeadlineError, WatcherClosedError
-from gaio.outcome import (
-    BACK_OFF,
-    cancelled,
-    close_error,
-    conclude,
-)
+from gaio.outcome import BACK_OFF, cancelled, close_error, conclude
 from gaio.platform import CANCELLED, LISTENER, _libc
 from gaio.recovery import recover
 from gaio.result import CONNECT, OpResult

@@ -51,21 +51,8 @@ class OpResult:
     """
 
     __slots__ = (
-        "operation",
-        "conn",
-        "context",
-        "buffer",
-        "size",
-        "error",
-        "_connection",  # of its conn, for repr()
-        "_queue",  # the RequestQueue it stands in, None once it is finished
-        "_next",  # the request behind it in that queue
-        "_memory",  # what the kernel reads or fills: see gaio/memory.py; None = the swap arena
-        "_length",  # bytes of that memory, 0 = the swap arena
-        "_goal",  # bytes that must move before the request is finished; 0 for a plain read, which takes what comes
-        "_offset",  # bytes moved before the attempt under way
-        "_result",  # what the backend last reported: n >= 0 or -errno
-        "_deadline",  # its entry in the heap, None without a timeout
+        *("operation", "conn", "context", "buffer", "size", "error"),
+        *("_connection", "_queue", "_next", "_memory", "_length", "_goal", "_offset", "_result", "_deadline"),
     )
 
     operation: Operation
@@ -74,15 +61,15 @@ class OpResult:
     buffer: Any
     size: int
     error: Exception | None
-    _connection: Any
-    _queue: Any
-    _next: OpResult | None
-    _memory: Any
-    _length: int
-    _goal: int
-    _offset: int
-    _result: int
-    _deadline: Deadline | None
+    _connection: Any  # of its conn, for repr()
+    _queue: Any  # the RequestQueue it stands in, None once it is finished
+    _next: OpResult | None  # the request behind it in that queue
+    _memory: Any  # what the kernel reads or fills: see gaio/memory.py; None = the swap arena
+    _length: int  # bytes of that memory, 0 = the swap arena
+    _goal: int  # bytes that must move before the request is finished; 0 for a plain read, which takes what comes
+    _offset: int  # bytes moved before the attempt under way
+    _result: int  # what the backend last reported: n >= 0 or -errno
+    _deadline: Deadline | None  # its entry in the heap, None without a timeout
 
     @property
     def is_swap_buffer(self) -> bool:

@@ -22,7 +22,7 @@ from gaio.leader import FORKING, Leader
 from gaio.memory import COPY_LIMIT, Copies, memory_for_write, pin_for_read
 from gaio.platform import DATAGRAM, SEQPACKET, _libc
 from gaio.platform._affinity import set_thread_affinity
-from gaio.platform._libc import MAX_RW_COUNT
+from gaio.platform._libc import BESIDE_GREENLETS, MAX_RW_COUNT
 from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, UNDER_WAY, WRITE, AcceptResult, Operation, OpResult
 from gaio.swap import SwapArena
 
@@ -94,9 +94,7 @@ class Watcher:
             raise ValueError(f"swap_size must be from 1 to {MAX_RW_COUNT} bytes, not {swap_size}")
         if type(threading.get_ident) is not _BUILTIN:
             raise RuntimeError(
-                "threads have been replaced by greenlets, and a watcher needs a thread of its own: call "
-                "gevent.monkey.patch_all(thread=False, select=False), or eventlet.monkey_patch(thread=False, "
-                "select=False, socket=False), or use gaio in a process without them"
+                f"threads have been replaced by greenlets, and a watcher needs a thread of its own: {BESIDE_GREENLETS}"
             )
         import gaio.types  # noqa: F401  # for stats(), which may be called when no descriptor is left to read it with
 

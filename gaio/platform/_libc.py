@@ -30,6 +30,10 @@ TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
     from typing import Any
 
+BESIDE_GREENLETS = (
+    "call gevent.monkey.patch_all(thread=False, select=False), or eventlet.monkey_patch(thread=False, select=False, "
+    "socket=False), or use gaio in a process without them"
+)
 if sys.implementation.name != "cpython":
     # PyPy, for one: it has no PyDLL, lets a buffer be resized that is exported, and the address of `bytes` is that of a
     # copy, so that the kernel would write where nobody looks.
@@ -39,9 +43,7 @@ if sys.implementation.name != "cpython":
     )
 if sys.platform.startswith("linux") and not hasattr(select, "epoll"):
     raise ImportError(
-        "select.epoll has been taken away, as gevent and eventlet do: call gevent.monkey.patch_all(thread=False, "
-        "select=False), or eventlet.monkey_patch(thread=False, select=False, socket=False), or use gaio in a process "
-        "without them"
+        "select.epoll has been taken away, as gevent and eventlet do: " + BESIDE_GREENLETS
     )
 
 _int, _uint, _long, _void_p = ctypes.c_int, ctypes.c_uint, ctypes.c_long, ctypes.c_void_p
@@ -221,16 +223,8 @@ socket_owner_of: Callable[[int], SocketOwner] = partial(SocketOwner, 0, 0, 0)
 # What getsockname(2) and getpeername(2) may say when the connection has ended, on macOS and the BSDs: EINVAL, because
 # the addresses have gone with it, or on OpenBSD and DragonFly the error by which it ended.
 CONNECTION_HAS_ENDED = (
-    errno.EINVAL,
-    errno.ECONNRESET,
-    errno.ECONNREFUSED,
-    errno.ECONNABORTED,
-    errno.ETIMEDOUT,
-    errno.EHOSTUNREACH,
-    errno.EHOSTDOWN,
-    errno.ENETUNREACH,
-    errno.ENETDOWN,
-    errno.EPIPE,
+    errno.EINVAL, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ETIMEDOUT, errno.EHOSTUNREACH,
+    errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.EPIPE,
 )
 
 
