@@ -58,9 +58,7 @@ class Delegation:
         self._leader = leader
         self._engine = leader.engine
         self._tokens = itertools.count(2, 2)  # even, see gaio.platform.Queue
-        # One function for all finalizers, not a bound method for each; and not one of this object, which would be a
-        # cycle.
-        self._forget = _Forget(leader)
+        self._forget = partial(_forget, leader)  # one for all finalizers, and no method, which would be a cycle
 
     # --- finding one, or taking a descriptor over -------------------------------------------------------------
 
@@ -269,19 +267,11 @@ class Delegation:
             connection.conn = weakref.ref(conn)  # the one before would call the finalizer even so
 
 
-class _Forget:
+def _forget(leader: Leader, connection: Connection) -> None:
     """The finalizer of callers' objects that are collected: any thread, between any two bytecodes."""
-
-    __slots__ = ("_leader",)
-
-    def __init__(self, leader: Leader) -> None:
-        self._leader = leader
-
-    def __call__(self, connection: Connection) -> None:
-        leader = self._leader
-        leader.engine.table_of(connection).pop(connection.key, None)
-        if not leader.closed:
-            _tell(leader, Close(connection, forgotten=True))
+    leader.engine.table_of(connection).pop(connection.key, None)
+    if not leader.closed:
+        _tell(leader, Close(connection, forgotten=True))
 
 
 def _tell(leader: Leader, item: Close) -> None:

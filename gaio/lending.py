@@ -30,10 +30,6 @@ class FreeThreadedEngine(Engine):
                 self.pins[item] = item._memory
         super().admit(items)
 
-    def abandon(self) -> None:
-        super().abandon()
-        self.pins.clear()
-
 
 class FreeThreadedLeader(Leader):
     """For builds without an interpreter lock. What a thread has made is freed there by that thread alone, which may be
