@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 
     from gaio.platform import Descriptor
 
-# A write of up to so many bytes is copied when it is submitted: that costs less than an export does, and
-# the caller may use the buffer again at once. Vectored writes are joined up to JOIN_LIMIT for the same reason.
+# A write of up to so many bytes is copied when it is submitted. A copy costs less than an export, and the caller may
+# use the buffer again at once. For the same reason a vectored write is joined if it has no more than JOIN_LIMIT bytes,
+# or no more than JOIN_PART for each part.
 COPY_LIMIT = 4096
 JOIN_LIMIT = 65536
-# Or up to so many for each part: what keeps one where it is takes as much memory, and more time than copying it.
 JOIN_PART = 512
 
-# So many larger copies at a time have memory that is kept; further ones are allocated and freed.
+# Memory is kept for so many larger copies at a time. Further ones are allocated and freed.
 KEPT_COPIES = 64
 
 _PyBUF_SIMPLE = 0
 
 
 class _Py_buffer(ctypes.Structure):
-    """`Py_buffer` of CPython's buffer protocol; its layout is part of the stable ABI (since Python 3.11)."""
+    """`Py_buffer` of CPython's buffer protocol. Its layout is part of the stable ABI (since Python 3.11)."""
 
     _fields_ = [
         ("buf", ctypes.c_void_p),
@@ -70,19 +70,19 @@ _PyBuffer_Release.restype = None
 
 
 def _address_of_view(view: memoryview) -> int:
-    """Where its first byte is. Only an export of the view itself is made for that, and no further view."""
+    """Where its first byte is. This exports the view itself, and makes no further view."""
     export = _Py_buffer()
     try:
         _PyObject_GetBuffer(view, export, _PyBUF_SIMPLE)
         return export.buf or 0
     finally:
-        _PyBuffer_Release(export)  # which does nothing when there was no export
+        _PyBuffer_Release(export)  # does nothing when there was no export
 
 
 class Pinned(ctypes.c_char):
-    """A buffer with a fixed address: exported, so that its owner refuses to resize it. Made by `from_buffer()`.
+    """A buffer with a fixed address. It is exported, so its owner refuses to resize it. `from_buffer()` makes it.
 
-    A single character stands for the whole buffer: of an array type ctypes would make, and keep, one class for every
+    A single character stands for the whole buffer. With an array type, ctypes would make and keep a class for every
     length there is.
     """
 
@@ -92,12 +92,12 @@ class Pinned(ctypes.c_char):
 
 
 class PinnedReadOnly:
-    """The same for memory that ctypes will not export, because it is read-only."""
+    """The same for read-only memory, which ctypes does not export."""
 
     __slots__ = ("address", "_view")
 
     def __init__(self, view: memoryview) -> None:
-        """Pin what the view shows; nobody else may have the view, because releasing it would unpin."""
+        """Pin what the view shows. Nobody else may have the view, because releasing it would unpin."""
         self._view = view
         self.address = _address_of_view(view)
 
@@ -105,10 +105,12 @@ class PinnedReadOnly:
 class PinnedApart:
     """The same for either kind, where there is no interpreter lock.
 
-    Views that are made of one another are counted together there, and not safely when several threads make and drop
-    some at the same time (CPython issue 127716). So this asks the owner of the memory for another export, which is
-    counted apart from the caller's view. And it can be told to end that: memory that one thread has pinned would else
-    stay so, when another one drops the pin, until the first thread runs again.
+    There, views that are made of one another are counted together. That count goes wrong when several threads make and
+    drop views at the same time (CPython issue 127716). So this asks the owner of the memory for another export, which
+    is counted apart from the caller's view.
+
+    `release()` ends that export. Without it, memory that one thread has pinned and another one unpins would stay pinned
+    until the first thread runs again.
     """
 
     __slots__ = ("address", "_view")
@@ -126,7 +128,7 @@ class PinnedApart:
 
 
 def _address_of_own(view: memoryview) -> int:
-    """The same of a view that nobody else has, in less time."""
+    """The same for a view that nobody else has. It takes less time."""
     return _address_of_view(view) if view.readonly else ctypes.addressof(Pinned.from_buffer(view))
 
 
@@ -157,15 +159,15 @@ class Copy:
 
     def __init__(self, block: tuple[memoryview, int], stock: list[Used | None]) -> None:
         self.address = block[1]
-        # Not __del__: KeyboardInterrupt would be lost in it. A list's append is C code, and a reference from within is
-        # good enough: CPython calls back before it clears the attributes. When this is interrupted before its end,
-        # there is one block less.
+        # Not __del__, in which KeyboardInterrupt would be lost. A list's append is C code. The reference may be an
+        # attribute of the copy itself, because CPython calls back before it clears the attributes. If this line is
+        # interrupted, there is one block less.
         self._end = end = Used(self, stock.append)
         end.block = block
 
 
 class Used(weakref.ref[Copy]):
-    """A reference to a copy that is gone, with the block it was in: what is in stock."""
+    """What is in stock: a reference to a copy that is gone, with the block it was in."""
 
     __slots__ = ("block",)
     block: tuple[memoryview, int]
@@ -174,14 +176,14 @@ class Used(weakref.ref[Copy]):
 class Copies:
     """Copies of swap views that are too large for `bytes` to be cheap. Any thread may copy.
 
-    Facts about malloc(3): the copies of a batch lie at the top of the heap, and glibc gives that back to the kernel
-    when they are freed. The next batch faults it in anew, 16 pages for 64 KiB: more than the rest of the echo takes.
+    Facts about malloc(3): the copies of a batch lie at the top of the heap. When they are freed, glibc gives it back to
+    the kernel. The next batch faults it in anew, 16 pages for 64 KiB. That takes longer than the rest of an echo.
     """
 
     def __init__(self, size: int) -> None:
         """For views of up to `size` bytes."""
         self._size = size
-        # What pop() and append() do here is atomic, whichever threads do it. None is a block yet to be made.
+        # pop() and append() are atomic, whichever threads call them. None stands for a block that is not made yet.
         self._stock: list[Used | None] = [None] * KEPT_COPIES
 
     def copy(self, view: memoryview) -> bytes | Copy:
@@ -204,7 +206,7 @@ class Copies:
 
 
 class SocketAddress:
-    """Where a connect() goes: not memory that bytes move through, but memory the kernel reads all the same."""
+    """Where a connect() goes. No bytes move through this memory, but the kernel reads it."""
 
     __slots__ = ("data", "begun")
 
@@ -226,7 +228,7 @@ class iovec(ctypes.Structure):
 
 
 class Vector:
-    """Buffers that are written one after the other, as the `iovec` array of writev(2)."""
+    """Buffers that are written one after the other: the `iovec` array of writev(2)."""
 
     __slots__ = ("_pins", "_ends", "_lengths", "_iovecs")
 
@@ -250,12 +252,12 @@ class Vector:
                 pin.release()
 
     def within(self, offset: int, count: int) -> int:
-        """Bytes in the first `count` entries that are left once `offset` bytes have moved."""
+        """When `offset` bytes have moved: how many bytes the next `count` entries have."""
         last = min(bisect_right(self._ends, offset) + count, len(self._ends)) - 1
         return self._ends[last] - offset
 
     def after(self, offset: int) -> tuple[int, int]:
-        """Address and count of the entries that are left once `offset` bytes have moved."""
+        """When `offset` bytes have moved: address and count of the entries that are left."""
         index = bisect_right(self._ends, offset)
         start = self._ends[index] - self._lengths[index]
         entry = self._iovecs[index]
@@ -286,10 +288,10 @@ def pin_for_read(buffer: Any, operation: str = "read") -> tuple[Pinned | PinnedA
         if type(buffer) is bytearray:
             return _pin(buffer), len(buffer)
         if not FREE_THREADED:
-            view = memoryview(buffer)  # asked once: an object may give another buffer each time, PEP 688
+            view = memoryview(buffer)  # asked once, because an object may give another buffer each time (PEP 688)
             return Pinned.from_buffer(view), view.nbytes
     except (TypeError, ValueError, BufferError):
-        pass  # ctypes' own messages do not say what to do: find out which it was and say it
+        pass  # what ctypes says does not help: find out what is wrong, and say what to do
     or_none = ", or no buffer" if operation == "read" else ""
     try:
         view = _view_to_pin(buffer)
@@ -313,8 +315,8 @@ def memory_for_write(
 ) -> tuple[bytes | Pinned | PinnedReadOnly | PinnedApart | Copy | Vector, int]:
     """What the kernel shall write for `buffer` (one buffer, or a sequence of them), and its length in bytes.
 
-    Views of swap memory, of this watcher or another, are copied, by `copies` if given, because that memory will be
-    written again before the write is done. With `one_message` a sequence is for one call of sendmsg(2), whatever its
+    Views of swap memory are copied, of this watcher or another, because that memory will be written again before the
+    write is done. `copies` does it if given. With `one_message` a sequence is for one call of sendmsg(2), whatever its
     length.
     `TypeError` when it is no buffer, `BufferError` when it is not contiguous, `EmptyBufferError` when there
     are no bytes in it.

@@ -40,14 +40,14 @@ if TYPE_CHECKING:
 
 _SWAP_SIZE = 65536  # bytes, unless told otherwise
 
-# What threading.get_ident is, unless greenlets have replaced threads. What starts threads, debuggers replace as well.
+# threading.get_ident is of this type, unless greenlets have replaced threads. (Debuggers replace what starts threads.)
 _BUILTIN: object = type(len)
 
 
 def backends() -> list[Backend]:
-    """What this machine offers, best first, and after that what it does not.
+    """What this machine offers, best first, and then what it does not.
 
-    Each backend is opened as a watcher would open it now; nothing stays open.
+    Each backend is opened as a watcher would open it now. Nothing stays open.
     """
     found = [_tried_out(name) for name in platform.best_first()]
     return sorted(found, key=lambda backend: not backend.available)
@@ -67,19 +67,20 @@ def _tried_out(name: str) -> Backend:
 
 
 class Watcher:
-    """A proactor: takes read and write requests from any thread, performs them in the thread that
-    waits in `wait_io()` (or in its own when nobody waits), and hands the finished ones back in batches.
+    """A proactor. It takes read and write requests from any thread. It performs them in the thread that waits in
+    `wait_io()`, or in its own when nobody waits. It hands the finished ones back in batches.
 
-    `swap_size` is the most bytes that one read without a buffer returns, and the unit in which the memory that such
-    reads share grows (docs/tuning.md). `backend` names the kernel interface; None means the environment variable
-    `GAIO_BACKEND`, or else "auto", the best one that works here.
+    `swap_size` is the most bytes that one read without a buffer returns. The memory that such reads share grows in this
+    unit (docs/tuning.md). `backend` names the kernel interface. None means the environment variable `GAIO_BACKEND`, or
+    else "auto", the best one that works here.
 
-    Raises `TypeError` or `ValueError` for a `swap_size` that is no number of bytes from 1 to 2,147,479,552 (what one
-    read(2) moves at most), `ValueError` for an unknown backend, `BackendUnavailableError` when the backend that was
-    asked for cannot run here (there is no falling back), `OSError` when the kernel has no descriptors left, and
-    `RuntimeError` when no thread can be started, or when gevent or eventlet have replaced threads. "auto" takes the
-    next backend when the best one cannot be opened, for want of memory, descriptors or permission, and says so to the
-    logger "gaio" at debug level.
+    "auto" takes the next backend when the best one cannot be opened, for want of memory, descriptors or permission. It
+    says so to the logger "gaio" at debug level. Nothing else takes the place of a backend that was asked for.
+
+    Raises `TypeError` or `ValueError` when `swap_size` is no number of bytes from 1 to 2,147,479,552 (what one read(2)
+    moves at most), `ValueError` for an unknown backend, `BackendUnavailableError` when the backend that was asked for
+    cannot run here, `OSError` when the kernel has no descriptors left, and `RuntimeError` when no thread can be
+    started, or when gevent or eventlet have replaced threads.
 
     A watcher that is dropped without `close()` is closed when it is collected, at the latest when the interpreter
     exits.
@@ -112,7 +113,7 @@ class Watcher:
         weakref.finalize(self, leader.finalize).atexit = False
         try:
             leader.begin()
-        except BaseException:  # of the backend; or RuntimeError: threads are forbidden, or there is no memory for one
+        except BaseException:  # the backend's; or RuntimeError, where no thread can be started
             self.close()
             raise
 
@@ -139,7 +140,7 @@ class Watcher:
         """
         connection = self._connections.get(id(conn))
         if connection is None or connection.conn() is not conn:
-            # Nothing is delegated for a request that will be refused.
+            # First, so that nothing is delegated for a request that will be refused.
             if buf is not None:
                 pin_for_read(buf)
             _vet(timeout)
@@ -171,8 +172,8 @@ class Watcher:
     ) -> None:
         """Read until the buffer is full. Otherwise like `read()`.
 
-        Should the stream end, fail or time out before, the result has the error, and `size` tells how many bytes of
-        the buffer were filled.
+        When the stream ends, fails or times out before, the result has the error. `size` tells how many bytes of the
+        buffer were filled.
         """
         memory, length = pin_for_read(buf, "read_full")
         _vet(timeout)
@@ -232,12 +233,13 @@ class Watcher:
     def accept(self, listener: HasFileno, *, context: Any = None, timeout: float | None = None) -> None:
         """Take the next connection from a listening socket, which the first request delegates.
 
-        The result's `accepted` is a plain `socket.socket` that is not delegated, with the timeout that every new socket
-        has (`socket.setdefaulttimeout()`, none by default): set its options, shake hands, and submit it when it is
-        ready. It is yours to close; a result that is dropped without `accepted` being looked at closes it. Accepts of
-        one listener complete in order. When the process has no descriptors left (EMFILE), the error arrives after a
-        tenth of a second, so that a loop that accepts again and again does not spin, and the connection stays in the
-        backlog (macOS drops it).
+        The result's `accepted` is a plain `socket.socket` that is not delegated. It has the timeout that every new
+        socket has (`socket.setdefaulttimeout()`, none by default). Set its options, shake hands, and submit it when it
+        is ready. It is yours to close. A result that is dropped before anybody looked at `accepted` closes it.
+
+        Accepts of one listener complete in order. When the process has no descriptors left (EMFILE), the error arrives
+        after a tenth of a second, so that a loop that accepts again and again does not spin. The connection stays in
+        the backlog (macOS drops it).
 
         `context`, `timeout`, threads and errors as in `read()`.
         """
@@ -250,11 +252,11 @@ class Watcher:
     ) -> None:
         """Connect a socket that is not connected yet: `(host, port)` for IPv4 and IPv6, a path for Unix sockets.
 
-        The host must be an IP address, because looking a name up would block. Requests submitted meanwhile wait
-        for it. Refused or unreachable: the error is in the result, and the socket may be connected again, though some
-        systems want a fresh one. After a deadline the kernel goes on all the same, so that another attempt fails with
-        EALREADY: take a fresh socket. Where the backlog of a Unix socket is full, io_uring waits for room and the other
-        backends fail with EAGAIN, connect(2).
+        The host must be an IP address, because looking a name up would block. Requests submitted meanwhile wait for the
+        connection. When it is refused or unreachable, the error is in the result. The socket may then be connected
+        again, though some systems want a fresh one. After a deadline the kernel goes on all the same, and another
+        attempt fails with EALREADY: take a fresh socket. When the backlog of a Unix socket is full, io_uring waits for
+        room and the other backends fail with EAGAIN, connect(2).
 
         Raises `UnsupportedConnError` when it is connected or connecting already, `TypeError` or `ValueError` for what
         is no address of its family; otherwise as `read()`.
@@ -267,7 +269,7 @@ class Watcher:
             queue = delegation.writes(connection)
             self._submit(OpResult(), CONNECT, conn, connection, queue, None, memory, 0, context, timeout)
         except BaseException:
-            self._leader.engine.connecting.difference_update(begun)  # or it would count as connecting for ever
+            self._leader.engine.connecting.difference_update(begun)  # else it would count as connecting for ever
             raise
 
     def shutdown(self, conn: HasFileno, *, context: Any = None) -> None:
@@ -296,8 +298,7 @@ class Watcher:
         sock = _libc.blank_socket()
         try:
             _libc.take_over(sock, item.owner[0])
-            # From here to the caller no signal handler runs, see wait_io().
-            return sock
+            return sock  # no signal handler runs between the call before and the caller, see wait_io()
         except BaseException:
             sock.close()
             item.owner.clear()
@@ -369,12 +370,12 @@ class Watcher:
             timeout = _seconds(timeout)
         if leader.is_inside():
             raise RuntimeError("wait_io() was called from within another call, by a signal handler or a finalizer")
-        errno_before = get_errno()  # a signal handler may be between a call of another watcher and the look at this
+        errno_before = get_errno()  # this may be a signal handler, between another watcher's call and its look at errno
         try:
             batch = leader.collect(timeout)
             set_errno(errno_before)
-            # From this store to the caller the interpreter runs no signal handler: CPython does so at calls and at
-            # backward jumps only. So the batch is either still here for the next call, or the caller has it.
+            # CPython runs signal handlers at calls and at backward jumps only, so none runs from this store to the
+            # caller. Either the batch is still here for the next call, or the caller has it.
             leader.delivery = None
             leader.consumer = 0
             return batch
@@ -393,7 +394,7 @@ class Watcher:
         """
         while True:
             try:
-                batch = iter(self.wait_io())  # which lets go of its list at the end: the next wait may be long
+                batch = iter(self.wait_io())  # it lets go of its list at the end, and the next wait may be long
             except WatcherClosedError:
                 return
             yield from batch
@@ -428,7 +429,7 @@ class Watcher:
         """
         leader = self._leader
         leader.look_around()
-        backend = leader.engine.backend  # first: when it is that of a closed watcher, `closing` says so
+        backend = leader.engine.backend  # before `closing` is read: if it is a closed watcher's, that is set
         if leader.closing:
             raise WatcherClosedError(CLOSED)
         leader.nest()
@@ -453,7 +454,7 @@ class Watcher:
         from gaio.types import Stats
 
         leader = self._leader
-        # A set: the turn under way, or one that was interrupted, has requests in two places.
+        # A set, because the turn under way, or one that was interrupted, may have a request in two places.
         pending = {id(item) for item in leader.inbox.copy() if isinstance(item, OpResult)}
         for connection in list(leader.engine.descriptors.values()):
             for queue in connection.queues():
@@ -488,7 +489,7 @@ class Watcher:
         except ValueError as error:
             raise InvalidCPUError(str(error)) from error
         except ProcessLookupError:
-            raise WatcherClosedError(CLOSED) from None  # and its thread has ended meanwhile
+            raise WatcherClosedError(CLOSED) from None  # its thread has ended meanwhile
 
     def __enter__(self) -> Self:
         return self
@@ -557,8 +558,9 @@ def _open_backend(asked: str | None, swap_size: int, engine: Engine) -> platform
 
 
 def _log(message: str) -> None:
-    """To the logger `gaio`, at debug level. logging is not imported for that: who wants to hear has done so, and there
-    may be no descriptor to import it with.
+    """To the logger `gaio`, at debug level.
+
+    logging is not imported for that: who wants to hear has imported it, and there may be no descriptor left to do so.
     """
     get_logger = getattr(sys.modules.get("logging"), "getLogger", None)
     if get_logger is not None:

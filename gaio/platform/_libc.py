@@ -1,15 +1,15 @@
 """The only place where gaio reaches libc: every foreign function is bound here, by name.
 
 Facts about calling C from CPython that shaped this file
-    * `PyDLL` keeps the GIL during the call, `CDLL` drops it. Calls that cannot block keep it: dropping it around
-      each tiny call would let other threads in between any two of a batch, and getting it back can take
-      a whole switch interval (5 ms). Only calls that are meant to wait drop it.
-    * An `argtypes` entry costs some 0.2 µs a call. Hot calls have none: they are given plain ints (C int) and
-      c_void_p objects only, which ctypes passes as they are. libffi extends a C int to the full register, so
-      lengths below 2**31 arrive intact where the function takes size_t.
-    * A signal handler may run, and raise, as soon as a call has returned, before its result is stored. So calls
-      that move bytes do not return their result: C code appends it to a list (`collecting`).
-    * errno is saved by ctypes per thread (`use_errno`), safe from whatever the interpreter does after the call.
+    * `PyDLL` keeps the GIL during the call, `CDLL` drops it. Calls that cannot block keep it. Dropping it around each
+      tiny call would let other threads in between two calls of a batch, and getting it back can take a whole switch
+      interval (5 ms). Only calls that are meant to wait drop it.
+    * An `argtypes` entry costs some 0.2 µs a call. Hot calls have none. They get plain ints (C int) and c_void_p
+      objects, which ctypes passes as they are. libffi extends a C int to the full register, so lengths below 2**31
+      arrive intact where the function takes size_t.
+    * A signal handler may run, and raise, as soon as a call has returned and before its result is stored. So calls
+      that move bytes do not return their result. C code appends it to a list (`collecting`).
+    * ctypes saves errno for each thread (`use_errno`). What the interpreter does after the call cannot change it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ BESIDE_GREENLETS = (
     "socket=False), or use gaio in a process without them"
 )
 if sys.implementation.name != "cpython":
-    # PyPy, for one: it has no PyDLL, lets a buffer be resized that is exported, and the address of `bytes` is that of a
-    # copy, so that the kernel would write where nobody looks.
+    # PyPy, for one. It has no PyDLL. It lets an exported buffer be resized. The address it gives for `bytes` is that of
+    # a copy, so the kernel would write where nobody looks.
     raise ImportError(
         f"gaio needs CPython and cannot work on {sys.implementation.name}, which does not keep buffers where the "
         "kernel is told they are: run this on CPython, or use asyncio instead"
@@ -61,7 +61,7 @@ class Library:
 
 LIBC = Library(None)
 
-# name -> argument types of the calls that set things up: all return an int, -1 for an error.
+# name -> argument types of the calls that set things up. All of them return an int, -1 for an error.
 _SETUP: dict[str, tuple[Any, ...]] = {
     # epoll_create1(2), epoll_ctl(2), eventfd(2)
     "epoll_create1": (_int,),
@@ -71,9 +71,9 @@ _SETUP: dict[str, tuple[Any, ...]] = {
     "getsockopt": (_int, _int, _int, _void_p, _void_p),
     "getsockname": (_int, _void_p, _void_p),
     "getpeername": (_int, _void_p, _void_p),
-    # the three of io_uring(7) have no function of their own: number and up to six longs, syscall(2)
+    # syscall(2): a number and up to six longs. The three calls of io_uring(7) have no function of their own.
     "syscall": (_long, _long, _long, _long, _long, _long, _long),
-    # kqueue(2); its second call has the name of its version on NetBSD, where it counts in size_t
+    # kqueue(2). On NetBSD the second call has the name of its version, and counts in size_t.
     "kqueue": (),
     "kevent": (_int, _void_p, _int, _void_p, _int, _void_p),
     "__kevent50": (_int, _void_p, _size_t, _void_p, _size_t, _void_p),
@@ -132,8 +132,10 @@ def _typed(name: str, library: Library) -> Callable[..., int]:
 
 
 def _call(function: Callable[..., int], name: str, *arguments: object) -> int:
-    """Raise what goes wrong, and leave errno alone: a signal handler may submit, and so delegate, between a hot call of
-    the thread that it has interrupted and the look at that call's errno.
+    """Raise what goes wrong, and leave errno alone.
+
+    A signal handler may submit, and so delegate. It may have interrupted its thread between a hot call and the look at
+    the errno of that call.
     """
     before = ctypes.get_errno()
     try:
@@ -148,18 +150,18 @@ def _call(function: Callable[..., int], name: str, *arguments: object) -> int:
 def collecting(
     name: str, results: list[int], library: Library = LIBC, *, waits: bool = False
 ) -> Callable[..., None]:
-    """A hot call whose result C code appends to `results`: n, or -1 with the reason in `ctypes.get_errno()`.
+    """A hot call. C code appends its result to `results`: n, or -1 with the reason in `ctypes.get_errno()`.
 
-    `waits` is for calls that are meant to block: they drop the GIL.
+    `waits` is for calls that are meant to block. They drop the GIL.
     """
     function = (library.dropping_gil if waits else library.keeping_gil)[name]
-    # A callable as restype is called by ctypes, in C, with the function's int: no bytecode runs in between.
+    # ctypes calls a restype that is callable, in C, with the int that the function returned. No bytecode runs between.
     function.restype = results.append
     return function
 
 
 def accepting(results: list[int]) -> Callable[[int], None]:
-    """accept(2) of a descriptor, close-on-exec; where accept4(2) is missing (macOS), that is set a moment later."""
+    """accept(2) of a descriptor, with close-on-exec. macOS has no accept4(2): there it is set a moment later."""
     none = ctypes.c_void_p()
     if sys.platform == "darwin":
         accept = collecting("accept", results)
@@ -171,24 +173,25 @@ def accepting(results: list[int]) -> Callable[[int], None]:
 
         return accept_then_set
     accept4 = collecting("accept4", results)
-    # SOCK_CLOEXEC equals O_CLOEXEC on Linux only, so it comes from the socket module.
+    # From the socket module, because SOCK_CLOEXEC equals O_CLOEXEC on Linux only.
     flags = getattr(socket, "SOCK_CLOEXEC", 0)
     return lambda fd: accept4(fd, none, none, flags)
 
 
 def keep_from_blocking(fd: int) -> None:
-    """What has no MSG_DONTWAIT gets O_NONBLOCK anew before each attempt. That flag belongs to all who share it, and a
-    shell that gets its terminal back, or another server that is done with the same listener, clears it. The attempt
-    would then wait, with the interpreter lock held.
+    """Set O_NONBLOCK anew before each attempt on what has no MSG_DONTWAIT.
+
+    All who share the file share that flag. A shell that gets its terminal back clears it, and so may another server on
+    the same listener. The attempt would then wait with the interpreter lock held.
     """
     os.set_blocking(fd, False)
 
 
 def close_all(fds: list[int]) -> None:
-    """Close these descriptors and empty the list; each exactly once, however often this is interrupted and done again.
+    """Close these descriptors and empty the list. Each is closed once, however often this is interrupted and redone.
 
-    Taking a number off the list and closing it happens in C, in one step: close(2) done twice could hit a stranger
-    who was given the number in between. It is never repeated for EINTR either: Linux has closed it by then.
+    C code takes a number off the list and closes it, in one step. A second close(2) could hit a stranger who was given
+    the number in between. EINTR is no reason to repeat it either: Linux has closed the descriptor by then.
     """
     while fds:
         try:
@@ -197,10 +200,10 @@ def close_all(fds: list[int]) -> None:
             pass  # close(2) of FreeBSD: the peer has gone before all was sent. The descriptor is closed all the same
 
 
-# An object that closes the descriptor when the last reference to it goes. It does so in C and without a word, as
-# only the poll objects of the standard library do: a __del__() in Python can be struck by an exception such as
-# KeyboardInterrupt, which is then lost, and the descriptor with it.
-# Those of select.kqueue count as closed in a child of fork(2), from CPython 3.12 on, and never close the number there.
+# An object that closes the descriptor when the last reference to it goes. It does so in C and without a word, as only
+# the poll objects of the standard library do. An exception such as KeyboardInterrupt can strike a __del__() in Python:
+# it is lost then, and so is the descriptor.
+# From CPython 3.12 on, an object of select.kqueue counts as closed in a child of fork(2), and never closes the number.
 owner_of: Callable[[int], Any]
 if sys.platform.startswith("linux"):
     epoll = select.epoll  # kept, for gevent.monkey.patch_all() takes it away
@@ -216,12 +219,12 @@ class SocketOwner(socket.SocketType):
     __del__ = socket.SocketType.close  # instead of the finalizer that warns
 
 
-# As if for AF_UNSPEC: the family matters to no one here, and asking for it can fail, see below.
+# As if for AF_UNSPEC. Nobody needs the family here, and asking for it can fail, see below.
 socket_owner_of: Callable[[int], SocketOwner] = partial(SocketOwner, 0, 0, 0)
 
 
-# What getsockname(2) and getpeername(2) may say when the connection has ended, on macOS and the BSDs: EINVAL, because
-# the addresses have gone with it, or on OpenBSD and DragonFly the error by which it ended.
+# What getsockname(2) and getpeername(2) may say on macOS and the BSDs when the connection has ended. They say EINVAL,
+# because the addresses have gone with it. OpenBSD and DragonFly say the error by which it ended.
 CONNECTION_HAS_ENDED = (
     errno.EINVAL, errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ETIMEDOUT, errno.EHOSTUNREACH,
     errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN, errno.EPIPE,
@@ -229,16 +232,16 @@ CONNECTION_HAS_ENDED = (
 
 
 def blank_socket() -> socket.socket:
-    """A socket that is none yet: for `take_over()`."""
+    """A socket without a descriptor, for `take_over()`."""
     sock = socket.socket.__new__(socket.socket)
     sock._io_refs, sock._closed = 0, False  # type: ignore[attr-defined]  # private, hence unknown to typeshed
     return sock
 
 
 def take_over(sock: socket.socket, owner: SocketOwner) -> None:
-    """Make a blocking socket of a blank one. It needs no second descriptor, which there might not be (EMFILE).
+    """Give a blank socket the descriptor, and make it blocking. It needs no second one: there may be none left.
 
-    Done again, it goes on where it was interrupted.
+    After an interruption it can be called again, and goes on.
     """
     if owner.fileno() >= 0:
         try:
@@ -253,10 +256,10 @@ def take_over(sock: socket.socket, owner: SocketOwner) -> None:
 
 
 def _initialize(sock: socket.socket, owner: SocketOwner, family: int) -> None:
-    """What socket.socket.__init__() does, but in C code; CPython finds a family of -1 out, by getsockname(2).
+    """What socket.socket.__init__() does, but in C code. For a family of -1, CPython asks getsockname(2).
 
-    That method is Python code: interrupted, it would leave a descriptor with no owner, or with two. This initializes
-    one and then empties the other, or fails and leaves both as they were.
+    That method is Python code. An interruption would leave a descriptor with no owner, or with two. This fills one
+    object and then empties the other, or it fails and leaves both as they were.
     """
     initialize = partial(socket.SocketType.__init__, sock, family, -1, -1)
     deque(zip(map(initialize, (owner.fileno(),)), map(SocketOwner.detach, (owner,)), strict=True), 0)
@@ -266,8 +269,8 @@ def _address_by_ctypes(data: bytes) -> int:
     return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
 
-# In CPython an object's identity is its address, and the bytes of a bytes object stand at its end, before a final
-# zero: counted here and compared with what ctypes says, which is the same but takes ten times as long.
+# In CPython an object's identity is its address. The bytes of a bytes object stand at its end, before a final zero.
+# ctypes knows the address too, and takes ten times as long: it is asked once, to compare.
 _BYTES_AT = bytes.__basicsize__ - 1
 
 
@@ -275,7 +278,7 @@ def _address_by_identity(data: bytes) -> int:
     return id(data) + _BYTES_AT
 
 
-# Where the bytes of a bytes object are; good for as long as the object is held.
+# Where the bytes of a bytes object are. The address is good for as long as the object is held.
 address_of = (
     _address_by_identity
     if all(_address_by_identity(data) == _address_by_ctypes(data) for data in (b"", b"1", bytes(1000)))
@@ -305,7 +308,7 @@ def map_shared(length: int, fd: int, offset: int) -> int:
 
 
 def unmap_all(mapped: list[tuple[int, int]]) -> None:
-    """munmap(2) these and empty the list; each exactly once, as in `close_all`."""
+    """munmap(2) these and empty the list, each once, as in `close_all`."""
     munmap = LIBC.keeping_gil["munmap"]
     munmap.argtypes = (_void_p, ctypes.c_size_t)
     deque(starmap(munmap, map(mapped.pop, repeat(-1, len(mapped)))), 0)
