@@ -507,6 +507,8 @@ class Leader:
         self.needs_wakeup = [True]
         self.lead = threading.RLock()  # a thread of the parent may have the one before, and never lets go of it
         self.delegation = self.engine.new_queues = threading.RLock()
+        if self.opened.locked():
+            self.opened.release()  # for begin(): the thread that it waits for does not run here
         self.consumer = 0
         self.inside = set()
         self.started = False  # the thread does not run here, and nobody is to wait for it
