@@ -48,6 +48,14 @@ def test_not_readable_while_there_is_nothing_to_do(nest: Nest, pairs: Pairs) -> 
     assert nest.look(0.05) is None
 
 
+@pytest.mark.slow
+def test_not_readable_by_and_by_either(nest: Nest, pairs: Pairs) -> None:
+    """The watcher thread, which looks after deadlines, leaves the other loop alone where there is none."""
+    nest.watcher.read(pairs.tcp()[0])
+    nest.settle()
+    assert nest.look(1.2) is None
+
+
 def test_reads_and_writes(nest: Nest, pairs: Pairs) -> None:
     conn, peer = pairs.tcp()
     for number in range(100):

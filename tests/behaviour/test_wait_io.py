@@ -11,7 +11,7 @@ import pytest
 
 import gaio
 from tests.accounting import AccountedWatcher
-from tests.peers import Pairs
+from tests.peers import Pairs, receive_exactly
 from tests.waiting import TimeLimit, wait_until
 
 
@@ -30,6 +30,15 @@ def test_a_batch_holds_everything_that_has_finished(watcher: AccountedWatcher, p
     writes = [watcher.write(conn, b"x") for conn, _ in ends]
     wait_until(lambda: watcher.watcher.stats().pending == 0, "the watcher thread to write everything")
     assert set(watcher.wait(0)) == set(writes)
+
+
+@pytest.mark.usefixtures("thread_acts_when_told")
+def test_a_batch_holds_what_stood_behind_the_first_as_well(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """Ten writes on one connection are not ten batches."""
+    conn, peer = pairs.unix()
+    writes = [watcher.write(conn, b"%d" % number) for number in range(10)]
+    assert watcher.wait(None) == writes
+    assert receive_exactly(peer, 10) == b"0123456789"
 
 
 def test_a_consumer_that_only_ever_polls_gets_everything(watcher: AccountedWatcher, pairs: Pairs) -> None:
