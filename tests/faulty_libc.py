@@ -82,7 +82,9 @@ class FaultyLibc:
         self._overlooked[name] = (argument, flag)
 
     def interrupt_after(self, name: str, *, times: int = 1) -> None:
-        """Raise KeyboardInterrupt when the next `times` calls of this function have returned, as Ctrl-C may."""
+        """Raise KeyboardInterrupt when the next `times` calls of this function have returned, as Ctrl-C may: those that
+        fail as well.
+        """
         self._interrupted[name] = times
 
     def signal_before(self, name: str, number: signal.Signals, when: Condition) -> None:
@@ -181,4 +183,6 @@ class _FaultyFunction:
         failed = ctypes.c_void_p(-1).value if real.restype is ctypes.c_void_p else -1
         if getattr(real, "errcheck", None) is not None:
             return real.errcheck(failed, real, arguments)
-        return failed if isinstance(real.restype, type) else real.restype(failed)
+        result = failed if isinstance(real.restype, type) else real.restype(failed)
+        faults.called(name)
+        return result

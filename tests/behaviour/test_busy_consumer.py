@@ -126,3 +126,18 @@ def test_the_watch_changes_hands_at_random_moments(watcher: AccountedWatcher, pa
     for sending, receiving in clients:
         sending.result()
         assert receiving.result() == payload
+
+
+@pytest.mark.usefixtures("thread_acts_when_told")
+def test_the_thread_does_not_queue_up_behind_a_consumer_that_waits(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """It looks whether that one is away, and again later: else it would be ahead of it each time it comes back."""
+    conn, peer = pairs.unix()
+    read = watcher.read(conn)
+    leader = watcher.watcher._leader
+    consumer = Background(lambda: watcher.wait(None))
+    wait_until(lambda: leader.needs_wakeup, "the consumer to wait in the kernel")
+    for _ in range(3):
+        leader.end_tick()
+        wait_until(leader.next_tick.locked, "the watcher thread to begin another tick")
+    peer.send(b"x")
+    assert consumer.result() == [read]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import signal
@@ -163,6 +164,25 @@ def test_a_call_that_moved_everything_leaves_the_connection_ready(
     watcher.finish(watcher.write(conn, b"and more"))
     expected = b"and more" if call == "recv" else b"answerand more"
     assert receive_exactly(peer, len(expected)) == expected
+
+
+@pytest.mark.scenario(2, 18, on="epoll, kqueue")
+@pytest.mark.usefixtures("thread_acts_when_told")
+@pytest.mark.parametrize("backend", backends.telling_readiness(), indirect=True)
+def test_a_write_without_memory_for_the_moment_that_is_interrupted_is_tried_again(
+    libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs
+) -> None:
+    """ENOBUFS is no error of the connection, nor is it when it is found after Ctrl-C."""
+    watcher = make_watcher()
+    conn, peer = pairs.tcp()
+    libc.fail("send", errno.ENOBUFS)
+    libc.interrupt_after("send")
+    write = watcher.write(conn, b"at last")
+    with pytest.raises(KeyboardInterrupt):
+        watcher.finish(write)
+    watcher.finish(write)
+    assert write.error is None
+    assert receive_exactly(peer, 7) == b"at last"
 
 
 @contextlib.contextmanager
