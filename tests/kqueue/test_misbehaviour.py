@@ -15,6 +15,7 @@ from gaio.platform import _kqueue, _kqueue_abi
 from gaio.swap import SwapArena
 from tests import child
 from tests.accounting import AccountedWatcher, MakeWatcher
+from tests.faulty_libc import FaultyLibc
 from tests.peers import Pairs, pattern, receive_exactly
 from tests.simulated_kqueue import EV_ERROR, PATH, SYSTEMS, Kernel, bytes_to_read, install
 from tests.waiting import Background
@@ -212,11 +213,15 @@ class TestTheEnd:
         assert isinstance(waiting.error, EOFError)
         assert waiting.size == 10
 
+    @pytest.mark.parametrize("call_says", ["the end", "EAGAIN"])
     def test_with_an_error_that_no_call_finds(
-        self, kernel: Kernel, watcher: AccountedWatcher, pairs: Pairs
+        self, kernel: Kernel, libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs, call_says: str
     ) -> None:
-        """In fflags: the bytes come first, then the error in place of a quiet end."""
+        """In fflags: the bytes come first, then the error in place of a quiet end, or of a wait for ever."""
         kernel.faults.eof_error = errno.ECONNRESET
+        if call_says == "EAGAIN":
+            libc.fail("recv", errno.EAGAIN, times=None, when=lambda fd, *_: not bytes_to_read(fd))
+        watcher = make_watcher()
         conn, peer = pairs.tcp()
         reads = [watcher.read(conn, bytearray(6)) for _ in range(3)]
         assert watcher.wait(0) == []
