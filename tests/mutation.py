@@ -22,11 +22,11 @@ from cosmic_ray.work_db import use_db
 
 from tests.environment import ROOT
 
-CHANGES, SEED = 240, 1
-SESSION = "mutation.sqlite"  # which changes were drawn, and what came of each
+CHANGES, SEED, SESSION = 240, 1, "mutation.sqlite"  # the session: which were drawn, and what came of each
+FOLDERS = ("core", "ring", "kqueue", "behaviour", "faults")
 LEFT_OUT = re.compile(r".*(_Eq_Is|_NotEq_IsNot|_Is_Eq|_IsNot_NotEq|RemoveDecorator)$")
 PYTEST = ("pytest", "-x", "-n0", "--storm=calm", "-ofaulthandler_timeout=60", "--ignore=tests/faults/test_table.py")
-QUICK = tuple((*PYTEST, "-m", "not slow", f"tests/{name}") for name in ("core", "ring", "behaviour", "faults"))
+QUICK = tuple((*PYTEST, "-m", "not slow", f"tests/{name}") for name in FOLDERS)
 SIMULATION = tuple(("tests.simulation", "--seeds", seeds) for seeds in ("1500", "20000"))
 
 
@@ -34,12 +34,12 @@ def suite() -> int:
     """Whether it notices how this worktree is changed: the quickest first, on the backends that may be concerned."""
     resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))
     changed = subprocess.run(["git", "diff", "--name-only", "gaio"], capture_output=True, text=True, check=True).stdout
-    backends = ["io_uring"] if "_io_uring" in changed else ["epoll"] if "platform" in changed else ["epoll", "io_uring"]
+    backends = ["io_uring"] if "_io_uring" in changed else ["epoll", "kqueue" if "platform" in changed else "io_uring"]
     for stage in (*(() if "platform" in changed else SIMULATION), *QUICK, (*PYTEST, "tests/interruption")):
         for backend in backends[: 1 if stage in SIMULATION else None]:
             variables = {**os.environ, "GAIO_TEST_BACKEND": backend}
             process = subprocess.Popen([sys.executable, "-m", *stage], env=variables, start_new_session=True)
-            status: int | None = None
+            status = None
             with suppress(subprocess.TimeoutExpired):
                 status = process.wait(300)
             with suppress(ProcessLookupError):
