@@ -185,9 +185,8 @@ class IoUringBackend:
         """
         if not self.operations.of(request, queue).moves_bytes or is_connecting(queue.descriptor):
             request._result = CANCELLED
-            if not (self.completed and self.completed[-1] is request):
-                self.completed.append(request)
-            self._parked.pop(request, None)
+            self.completed.append(request)
+            self._parked.pop(request, None)  # interrupted before this, recover() does it: nobody comes here again
             return
         self._last_tries[request] = None  # first: interrupted after this, it is cancelled all the same
         if self._parked.get(request):
