@@ -19,7 +19,7 @@ import platform
 import struct
 from collections.abc import Mapping
 
-from gaio.platform import FILE, _libc
+from gaio.platform import _libc
 from gaio.platform._eventfd import Wakeup
 from gaio.platform._readiness import LONGEST_WAIT, ReadinessBackend
 
@@ -107,9 +107,7 @@ class EpollBackend(ReadinessBackend):
             raise
 
     def register(self, descriptor: Descriptor) -> None:
-        self._interest.add(descriptor.fd, INTEREST, descriptor.token)  # first: what is refused stays as it was
-        if descriptor.kind >= FILE:
-            os.set_blocking(descriptor.fd, False)  # read(2), write(2) and accept(2) have no MSG_DONTWAIT
+        self._interest.add(descriptor.fd, INTEREST, descriptor.token)
 
     def unregister(self, descriptor: Descriptor) -> None:
         self._interest.remove(descriptor.fd)
