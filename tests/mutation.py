@@ -23,7 +23,7 @@ from cosmic_ray.work_db import use_db
 from tests.environment import ROOT
 
 CHANGES, SEED, SESSION = 240, 1, "mutation.sqlite"  # the session: which were drawn, and what came of each
-FOLDERS = ("core", "ring", "kqueue", "behaviour", "faults")
+FOLDERS = ("layout", "core", "ring", "kqueue", "behaviour", "faults")
 LEFT_OUT = re.compile(r".*(_Eq_Is|_NotEq_IsNot|_Is_Eq|_IsNot_NotEq|RemoveDecorator)$")
 PYTEST = ("pytest", "-x", "-n0", "--storm=calm", "-ofaulthandler_timeout=60", "--ignore=tests/faults/test_table.py")
 QUICK = tuple((*PYTEST, "-m", "not slow", f"tests/{name}") for name in FOLDERS)

@@ -10,6 +10,7 @@ import os
 
 import pytest
 
+from gaio.platform._io_uring.buffers import buffer_geometry
 from tests import child
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -160,3 +161,22 @@ gaio.Watcher(swap_size=LARGE, backend="io_uring").close()
 """
     )
     assert output == "epoll"
+
+
+@pytest.mark.parametrize(
+    ("swap_size", "incremental", "geometry"),
+    [
+        (1, True, (64 * KIB, 4, 64)),
+        (64 * KIB, True, (256 * KIB, 4, 64)),
+        (1024 * KIB, True, (4096 * KIB, 4, 64)),
+        (4096 * KIB, True, (16384 * KIB, 4, 64)),  # a GiB, the most but for buffers that are larger yet
+        (8192 * KIB, True, (32768 * KIB, 4, 32)),
+        (65536 * KIB, True, (262144 * KIB, 4, 4)),
+        (131072 * KIB, True, (524288 * KIB, 4, 4)),
+        (1, False, (1, 64, 1024)),
+        (64 * KIB, False, (16 * KIB, 64, 1024)),
+    ],
+)
+def test_address_space_for_buffers(swap_size: int, incremental: bool, geometry: tuple[int, int, int]) -> None:
+    """Bytes of a buffer, how many at first, and the most."""
+    assert buffer_geometry(swap_size, incremental) == geometry
