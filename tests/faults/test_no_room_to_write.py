@@ -5,6 +5,9 @@ Some ways of asking for room are answered at once then, because the descriptor h
 
 from __future__ import annotations
 
+import contextlib
+import os
+import select
 import socket
 
 import pytest
@@ -49,6 +52,30 @@ def test_waiting_for_it_costs_nothing(
     watcher.finish(write)
     assert write.error is None
     assert receiving.result() == MESSAGE
+
+
+@pytest.mark.scenario(5)
+@pytest.mark.parametrize("kind", ["tcp", "unix", "pipe"])
+def test_waiting_for_it_costs_nothing_where_not_a_byte_had_room(
+    libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs, kind: str
+) -> None:
+    watcher = make_watcher()
+    conn, peer = {"tcp": pairs.tcp, "unix": pairs.unix, "pipe": pairs.pipe_to_write}[kind]()
+    os.set_blocking(conn.fileno(), False)
+    filled = 0
+    while select.select([], [conn], [], 0.05)[1]:  # TCP has room again when the peer's side has taken what it can
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                filled += os.write(conn.fileno(), MESSAGE[:4096])
+    write = watcher.write(conn, b"the last")
+    assert watcher.wait(0) == []
+    before = sum(libc.calls.values())
+    assert watcher.wait(0.1) == []
+    assert sum(libc.calls.values()) - before < FEW
+    while filled:
+        filled -= len(os.read(peer.fileno(), filled))
+    watcher.finish(write)
+    assert os.read(peer.fileno(), 100) == b"the last"
 
 
 @pytest.mark.scenario(5)

@@ -44,6 +44,28 @@ def test_send_and_recv_move_a_few_bytes_at_a_time(
     assert receiving.result() == payload
 
 
+@pytest.mark.scenario(20, on="epoll")
+@pytest.mark.usefixtures("thread_acts_when_told")
+@pytest.mark.parametrize("backend", [name for name in backends.under_test() if name == "epoll"], indirect=True)
+def test_a_short_send_of_tcp_is_not_repeated_in_vain(
+    libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs
+) -> None:
+    """It means that the buffer is full: what is left waits for the edge that tells of room."""
+    watcher = make_watcher()
+    conn, peer = pairs.tcp()
+    watcher.finish(watcher.write(conn, b"x"))
+    assert watcher.wait(0) == []  # by now the edge with which each descriptor begins has come
+    libc.shorten("send", 10)
+    before = libc.calls["send"]
+    write = watcher.write(conn, pattern(100))
+    for _ in range(3):
+        assert watcher.wait(0) == []
+    assert libc.calls["send"] == before + 1
+    watcher.free(conn)  # the kernel's buffer is not full in truth, and so there will be no edge
+    watcher.finish(write)
+    assert receive_exactly(peer, 1 + write.size) == b"x" + pattern(100)[: write.size]
+
+
 @pytest.mark.scenario(7, 20)
 def test_a_write_through_a_tiny_send_buffer(watcher: AccountedWatcher, pairs: Pairs) -> None:
     """The kernel itself takes little at a time; twenty writes of both kinds, one behind the other."""

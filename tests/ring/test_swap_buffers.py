@@ -139,6 +139,20 @@ def test_there_are_as_many_buffers_as_the_largest_batches_take(
     assert [read.data for read in reads] == [filling(f"message {number}") for number in range(100)]
 
 
+def test_there_are_no_more_buffers_than_batches_take(
+    make_ring: MakeRing, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buffers, "buffer_geometry", lambda *_: (SIZE, 2, COUNT))
+    watcher = make_ring()
+    conn, peer = pairs.unix()
+    for number in range(5):
+        read = watcher.read(conn)
+        peer.send(filling(f"message {number}"))
+        watcher.finish(read)
+    backend: Any = watcher.watcher._leader.engine.backend
+    assert backend.buffers.provided[1] == 2
+
+
 @pytest.mark.parametrize("few_buffers", ["whole"], indirect=True)
 def test_completions_that_overtake_others(make_ring: MakeRing, pairs: Pairs) -> None:
     """Before Linux 6.2 one that failed could come before those of earlier receives, and name a later buffer."""
