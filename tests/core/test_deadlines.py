@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -42,6 +43,21 @@ def test_expires_what_a_sorted_list_would(steps: list[tuple[str, float]]) -> Non
             assert not due
         assert deadlines.earliest() == min((entry.when for entry in pending), default=None)
         assert len(deadlines) <= 2 * len(pending) + 65, "shells pile up"
+
+
+@pytest.mark.parametrize("pending", [1, 64, 100])
+def test_shells_are_no_more_than_a_few_or_the_rest(pending: int) -> None:
+    """However often the heap has been built anew."""
+    deadlines: Deadlines = Deadlines()
+    for _ in range(pending):
+        deadlines.add(Deadline(1.0, OpResult()))
+    most = 0
+    for _ in range(1000):
+        entry = Deadline(2.0, OpResult())
+        deadlines.add(entry)
+        deadlines.call_off(entry)
+        most = max(most, len(deadlines) - pending)
+    assert most == max(64, pending)
 
 
 def test_an_entry_called_off_lets_go_of_its_request() -> None:
