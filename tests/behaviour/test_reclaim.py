@@ -192,6 +192,18 @@ class TestForgottenWatcher:
         gc.collect()
         buffer.append(1)  # nothing holds the buffer any more
 
+    def test_its_buffers_are_the_callers_again_at_once(self, backend: Name, pairs: Pairs) -> None:
+        threads = threading.active_count()
+        buffers = [bytearray(10) for _ in range(20)]
+        watcher = gaio.Watcher(backend=backend)
+        for buffer in buffers:
+            watcher.read(pairs.unix()[0], buffer)
+        assert watcher.wait_io(0) == []
+        del watcher
+        for buffer in buffers:
+            buffer.append(1)  # BufferError while it is pinned
+        wait_until(lambda: threading.active_count() == threads, "the thread of the watcher to end")
+
     def test_many_of_them(self, backend: Name, pairs: Pairs) -> None:
         for _ in range(50):
             conn, peer = pairs.unix()
