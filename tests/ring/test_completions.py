@@ -1,4 +1,4 @@
-"""What a request costs: no completion that brings nothing, where the one before has said what there is."""
+"""What a request costs: no completion that brings nothing, and no call for what can wait for others."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.accounting import AccountedWatcher
+from tests.accounting import AccountedWatcher, MakeWatcher
+from tests.faulty_libc import FaultyLibc
 from tests.peers import Pairs
 
 pytestmark = pytest.mark.usefixtures("thread_acts_when_told")  # whose turns have a wake-up of their own
@@ -27,3 +28,18 @@ def test_a_read_of_what_is_known_to_be_empty_waits_at_once(
         peer.send(b"x")
         watcher.finish(read)
         assert read.size == 1
+
+
+def test_a_hundred_cancellations_are_not_a_hundred_calls(
+    libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs
+) -> None:
+    """There is room for them in the queue, with which they go to the kernel."""
+    watcher = make_watcher()
+    conns = [pairs.unix()[0] for _ in range(100)]
+    reads = [watcher.read(conn) for conn in conns]
+    assert watcher.wait(0) == []
+    for conn in conns:
+        watcher.free(conn)
+    before = libc.calls["syscall"]
+    watcher.finish(*reads)
+    assert libc.calls["syscall"] - before < 20
