@@ -15,7 +15,7 @@ import pytest
 from tests.accounting import MakeWatcher
 from tests.faulty_libc import FaultyLibc
 from tests.leaks import kernel_threads
-from tests.peers import Pairs, pattern, receive_exactly
+from tests.peers import Closable, Pairs, pattern, receive_exactly
 from tests.waiting import Background
 
 MESSAGE = pattern(4 << 20)
@@ -60,7 +60,9 @@ def test_waiting_for_it_costs_nothing_where_not_a_byte_had_room(
     libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs, kind: str
 ) -> None:
     watcher = make_watcher()
-    conn, peer = {"tcp": pairs.tcp, "unix": pairs.unix, "pipe": pairs.pipe_to_write}[kind]()
+    conn: Closable
+    peer: Closable
+    conn, peer = pairs.pipe_to_write() if kind == "pipe" else pairs.tcp() if kind == "tcp" else pairs.unix()
     os.set_blocking(conn.fileno(), False)
     filled = 0
     while select.select([], [conn], [], 0.05)[1]:  # TCP has room again when the peer's side has taken what it can
