@@ -7,7 +7,8 @@ Ownership
     request -> conn, memory      strongly, until its result is delivered
     Connection -> requests       strongly, through its queues
     Connection -> conn           weakly: an object that nobody holds and that has no request pending is collected,
-                                 and its finalizer has the descriptor closed
+                                 and its finalizer has the descriptor closed. While a request repeats it holds conn, so
+                                 there need be no finalizer until it ends
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from gaio.result import ACCEPT, CONNECT, SHUTDOWN, Operation, OpResult
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 _INT_MAX = 0x7FFFFFFF
@@ -36,7 +38,7 @@ NO_MORE: Any = OpResult()  # as the tail of a queue: it takes no more requests
 class RequestQueue:
     """The requests of one direction in the order of submission; only the first is with the backend."""
 
-    __slots__ = ("descriptor", "fd", "token", "outbound", "head", "tail", "ready", "waiting", "entry")
+    __slots__ = ("descriptor", "fd", "token", "outbound", "head", "tail", "behind", "ready", "waiting", "entry")
 
     def __init__(self, connection: Connection, outbound: bool) -> None:
         self.descriptor: Any = connection  # in the end a ClosedConnection
@@ -45,6 +47,7 @@ class RequestQueue:
         self.outbound = outbound
         self.head: OpResult | None = None
         self.tail: OpResult | None = None if connection.close_reason is None else NO_MORE
+        self.behind = 0  # of writes: bytes of those behind the head
         # For the backend: a fresh descriptor is taken for writable. One that is not open for reading never becomes
         # readable, so it is tried at once and says so.
         self.ready = 1 if outbound or (connection.kind == FILE and is_write_only(connection.fd)) else 0
@@ -101,6 +104,12 @@ class ClosedConnection:
     def __init__(self, connection: Connection) -> None:
         self.close_reason = connection.close_reason
         self.token = connection.token
+
+
+def reclaim_when_collected(conn: Any, connection: Connection, forget: Callable[[Connection], None]) -> None:
+    connection.finalizer = weakref.finalize(conn, forget, connection)
+    connection.finalizer.atexit = False
+    connection.conn = reference_of(connection.finalizer, conn)
 
 
 def reference_of(finalizer: weakref.finalize[Any, Any], conn: Any) -> weakref.ref[Any]:

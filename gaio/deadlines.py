@@ -7,7 +7,7 @@ memory follows the requests that are pending and not those that were ever submit
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -21,11 +21,13 @@ _FEW = 64  # shells that are not worth building the heap anew
 class Deadline:
     """When a request expires, in seconds of `time.monotonic()`."""
 
-    __slots__ = ("when", "request", "before")
+    __slots__ = ("when", "request", "before", "idle", "until")
 
-    def __init__(self, when: float, request: OpResult) -> None:
+    def __init__(self, when: float, request: OpResult, idle: float = 0) -> None:
         self.when = when
         self.request: OpResult | None = request
+        self.idle = idle  # of one that repeats: so many seconds after each arrival
+        self.until = when  # to be postponed until then, once `when` has come: Engine.put_off() sets it on an arrival
         self.before: OpResult | None = None  # what stands before that one in its queue; None of the first there
 
     def __lt__(self, other: Deadline) -> bool:
@@ -68,6 +70,16 @@ class Deadlines:
         heapify(alive)
         self.entries = alive
         self._shells = 0
+
+    def postpone(self, request: OpResult, now: float) -> bool:
+        """If the first deadline of all, which is that of this request, is to come later, see to that."""
+        deadline = self.entries[0]
+        if deadline.until <= now:
+            return False
+        later = Deadline(deadline.until, request, deadline.idle)
+        request._deadline = later
+        heapreplace(self.entries, later)
+        return True
 
     def earliest(self) -> float | None:
         """When the next deadline expires, None when there is none."""

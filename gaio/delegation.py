@@ -15,6 +15,7 @@ import threading
 import weakref
 from functools import partial
 
+from gaio.closing import Close, Detach
 from gaio.connection import (
     Connection,
     RequestQueue,
@@ -26,9 +27,9 @@ from gaio.connection import (
     flush_now,
     kind_of,
     peer_of,
-    reference_of,
+    reclaim_when_collected,
 )
-from gaio.engine import Close, Detach
+from gaio.engine import Stop
 from gaio.errors import ConnClosedError, UnsupportedConnError, WatcherClosedError
 from gaio.leader import release_all
 from gaio.memory import SocketAddress
@@ -58,7 +59,8 @@ class Delegation:
         self._leader = leader
         self._engine = leader.engine
         self._tokens = itertools.count(2, 2)  # even, see gaio.platform.Queue
-        self._forget = partial(_forget, leader)  # one for all finalizers, and no method, which would be a cycle
+        # One for all finalizers, and no method, which would be a cycle.
+        self._forget = leader.engine.forget = partial(_forget, leader)
 
     # --- finding one, or taking a descriptor over -------------------------------------------------------------
 
@@ -67,11 +69,11 @@ class Delegation:
         connection = engine.connections.get(id(conn)) or engine.listeners.get(id(conn))
         return connection if connection is not None and connection.conn() is conn else None
 
-    def connection(self, conn: HasFileno, operation: Operation) -> Connection:
+    def connection(self, conn: HasFileno, operation: Operation, repeats: bool = False) -> Connection:
         """That of an object, for a request of this kind; delegates it if it is not known yet."""
         connection = self.known(conn)
         if connection is None:
-            return self.one_at_a_time(self._take_descriptor, (conn, operation))
+            return self.one_at_a_time(self._take_descriptor, (conn, operation, repeats))
         check_kind(connection.kind, operation)
         return connection
 
@@ -100,15 +102,19 @@ class Delegation:
             raise
         return outcome
 
-    def _take_descriptor(self, request: tuple[HasFileno, Operation]) -> Connection:
+    def _take_descriptor(self, request: tuple[HasFileno, Operation, bool]) -> Connection:
         """Take the caller's descriptor over, unless another thread was faster."""
-        conn, operation = request
+        conn, operation, repeats = request
         if self._leader.closing:
             raise WatcherClosedError(CLOSED)
         connection = self.known(conn)
         if connection is None:
             try:
                 connection = self._duplicate(conn, operation)
+                if not repeats:
+                    # One that repeats holds its conn until it ends, see Engine.finish(): most connections never need a
+                    # finalizer, which takes a third as much memory as all else of an idle one.
+                    reclaim_when_collected(conn, connection, self._forget)
             except Exception as error:
                 connection = self.known(conn)
                 if connection is None:
@@ -158,7 +164,6 @@ class Delegation:
                 self._give_up(connection)
                 return known
             conn.close()
-            self.reclaim_when_collected(conn, connection)
         except BaseException:
             if token in engine.descriptors:
                 # Perhaps the kernel knows it already, and epoll would keep it while the original is open.
@@ -191,7 +196,7 @@ class Delegation:
         check_kind(kind, CONNECT)
         memory = SocketAddress(_sockaddr.pack(family_to_connect(fd, kind), address))
         if connection is None:  # and nothing was delegated for a request that is refused
-            connection = self._take_descriptor((conn, CONNECT))
+            connection = self._take_descriptor((conn, CONNECT, False))
             if connection.token in connecting:  # by a signal handler
                 raise UnsupportedConnError("conn is connecting already: wait for the result")
         connection.peer = memory.data
@@ -241,6 +246,24 @@ class Delegation:
         self._engine.table_of(connection).pop(connection.key, None)
         self.leave_to_collector(conn, connection)
 
+    def stop(self, conn: HasFileno) -> None:
+        """See Watcher.read_stop() and accept_stop()."""
+        self._leader.look_around()
+        connection = self.known_or_freed(conn)
+        if connection is not None:
+            _tell(self._leader, Stop(connection))
+
+    def known_or_freed(self, conn: HasFileno) -> Connection | None:
+        """None when it has been freed or closed; `UnsupportedConnError` when it was never delegated here."""
+        connection = self.known(conn)
+        if connection is None:
+            try:
+                descriptor_of(conn)
+            except ConnClosedError:
+                return None
+            raise UnsupportedConnError(f"conn was never submitted to this watcher: {conn!r}")
+        return connection
+
     def _close_undelegated(self, conn: HasFileno) -> Connection | None:
         """Close what is the caller's still. While another thread delegates it, its number must stay its own."""
         connection = self.known(conn)
@@ -253,10 +276,10 @@ class Delegation:
 
     # --- reclaiming what is forgotten -------------------------------------------------------------------------
 
-    def reclaim_when_collected(self, conn: HasFileno, connection: Connection) -> None:
-        connection.finalizer = weakref.finalize(conn, self._forget, connection)
-        connection.finalizer.atexit = False
-        connection.conn = reference_of(connection.finalizer, conn)
+    def reclaim(self, conn: HasFileno, connection: Connection) -> None:
+        """Have the connection closed when its object is collected, which nothing may have arranged yet."""
+        if connection.finalizer is None or not connection.finalizer.alive:
+            reclaim_when_collected(conn, connection, self._forget)
 
     def leave_to_collector(self, conn: HasFileno, connection: Connection) -> None:
         """Nothing is left to reclaim, and without a finalizer no Python code runs when conn is collected: a Ctrl-C that

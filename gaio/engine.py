@@ -1,7 +1,9 @@
 """The engine: a turn carries requests from the inbox through their queues and the backend to the outbox.
 
     inbox --> admit: each to its connection's queue --> backend.start
-                  next of that queue <-- finish <-- backend.wait --> outbox
+                  next of that queue <-- finish <-- backend.wait --> deliver: what has arrived for one that repeats
+                                           |                           |
+                                         outbox                      outbox
 
 It knows no thread and no signal, and no lock but the one that it is given: whoever calls it is alone in it, and
 gaio/leader.py sees to that. Inbox, clock and backend come from outside, as tests/simulation/ has its own.
@@ -9,20 +11,23 @@ gaio/leader.py sees to that. Inbox, clock and backend come from outside, as test
 What keeps a turn safe from KeyboardInterrupt
     At every bytecode, each accepted request is in the inbox, in a queue or in the outbox, which the leader keeps until
     the batch is returned; what the kernel has given is in memory (gaio/platform/__init__.py). A request leaves one
-    place only after it is in the next. So the worst that an interruption can leave is a request in two places, and
-    gaio/recovery.py puts that right by looking at all of them before the next turn, which finds `interrupted` set. It
-    costs a walk over every connection, and happens only then.
+    place only after it is in the next, and so does an arrival, which the result that is made of it keeps. So the worst
+    that an interruption can leave is one of them in two places, and gaio/recovery.py puts that right by looking at all
+    of them before the next turn, which finds `interrupted` set. It costs a walk over every connection, and happens only
+    then.
 """
 
 from __future__ import annotations
 
-from gaio.connection import NO_MORE, Connection, RequestQueue
+from gaio.closing import CLOSED_BACKEND, Close, Detach, close, close_idle, detach
+from gaio.connection import NO_MORE, Connection, RequestQueue, reclaim_when_collected
 from gaio.deadlines import Deadline, Deadlines
-from gaio.errors import ConnClosedError, DeadlineError, WatcherClosedError
+from gaio.errors import DeadlineError
 from gaio.outcome import BACK_OFF, cancelled, close_error, conclude
-from gaio.platform import CANCELLED, LISTENER, _libc
+from gaio.platform import CANCELLED, LISTENER
 from gaio.recovery import recover
-from gaio.result import CONNECT, OpResult
+from gaio.result import ACCEPT, CONNECT, STOPPED, UNDER_WAY, AcceptResult, OpResult
+from gaio.writes import finish_joined, join
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -31,38 +36,31 @@ if TYPE_CHECKING:
     from typing import Any
 
     from gaio import platform
-    from gaio.errors import GaioError
 
     Wait = Callable[[float | None], object]  # backend.wait(), and what its caller has to do before and after
 
-# For how long an accept that ran out of descriptors is held back before its error is delivered, in seconds.
+# For how long an accept that ran out of descriptors is held back, in seconds: before its error is delivered, or, where
+# it repeats, before it goes on.
 BACK_OFF_SECONDS = 0.1
 
-
-class Close:
-    """An item of the inbox that is no request: close this connection; with None, only look up."""
-
-    __slots__ = ("connection", "forgotten")
-
-    _queue = None  # what tells it from a request
-
-    def __init__(self, connection: Connection | None, forgotten: bool = False) -> None:
-        self.connection = connection
-        self.forgotten = forgotten  # the collector asked for it, not the caller
+# With so many results undelivered, requests that repeat bring no more until the consumer has come by. The swap arena
+# alone would not bound the number of small messages.
+MOST_UNDELIVERED = 16384
+# The same for so many bytes of them. Not all are in swap memory, which is bounded itself: io_uring copies messages, and
+# what is read from a pipe.
+MOST_BYTES_UNDELIVERED = 32 << 20
 
 
-class Detach(Close):
-    """An item of the inbox: part with this connection without closing it."""
+class Stop(Close):
+    """An item of the inbox: have the request of this connection that repeats end."""
 
-    __slots__ = ("done", "error", "owner")
+    __slots__ = ("request",)
 
     connection: Connection
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection)
-        self.done = False
-        self.error: Exception | None = None
-        self.owner: list[Any] = []  # of the descriptor, once the engine has parted with it
+        self.request: OpResult | None = None  # once it is known: done again, this must not end another one
 
 
 class Engine:
@@ -72,6 +70,8 @@ class Engine:
         self, inbox: list[Any], clock: Callable[[], float], new_queues: AbstractContextManager[object]
     ) -> None:
         """`new_queues` is held while a connection stops taking requests: nobody adds a queue to it meanwhile."""
+        # What closes a connection whose object is collected, until the watcher is closed: with that it is a cycle.
+        self.forget: Callable[[Connection], None] | None = None
         self.inbox = inbox  # shared: any thread appends; copied here, and then deleted
         self.clock = clock
         self.new_queues = new_queues
@@ -82,6 +82,7 @@ class Engine:
         self.descriptors: dict[int, Connection] = {}  # token -> connection, from delegation until it is closed
         # Not shared.
         self.outbox: list[OpResult] = []
+        self.arrived = 0  # bytes of arrivals in there, but for those of a turn that was interrupted
         self.ready: list[OpResult] = []  # heads of queues, to be started
         self.partial: list[OpResult] = []  # came back with work left, to be started again
         # To be closed when nothing of it is under way -> its number among those that the collector found, 0 if the
@@ -111,26 +112,34 @@ class Engine:
             recover(self)
         self.interrupted = True
         backend = self.backend
-        completed = backend.completed
+        completed, arrivals = backend.completed, backend.arrivals
         finished = len(self.outbox)
+        if not finished:
+            self.arrived = 0
+        backend.full = finished >= MOST_UNDELIVERED or self.arrived >= MOST_BYTES_UNDELIVERED
 
         inbox = self.inbox
         if inbox:
             self.admit(inbox[:])
         if self.ready:
+            for request in self.ready:
+                if request._next is not None:
+                    join(request)
             backend.start(self.ready)
             self.ready.clear()
         if self.deadlines.entries:
             timeout = self.expire(timeout)
         if self.closing:
-            self.close_idle()  # what has nothing under way need not wait for the kernel
+            close_idle(self)  # what has nothing under way need not wait for the kernel
 
         # What was cut off before it was started is in the outbox already.
-        if completed or timeout == 0 or len(self.outbox) != finished:
+        if completed or arrivals or timeout == 0 or len(self.outbox) != finished:
             backend.wait(0)
         else:
             wait(timeout)
 
+        if arrivals:
+            self.deliver(arrivals)
         if completed:
             self.finish(completed)
             completed.clear()
@@ -140,7 +149,7 @@ class Engine:
                 self.ready.extend(self.partial)
                 self.partial.clear()
         if self.closing:
-            self.close_idle()
+            close_idle(self)
         self.interrupted = False
 
     def admit(self, items: list[Any]) -> None:
@@ -149,7 +158,7 @@ class Engine:
         for request in items:
             queue = request._queue
             if queue is None:
-                self.close(request)
+                self.deal_with(request)
                 continue
             tail = queue.tail
             if tail is None:
@@ -158,6 +167,7 @@ class Engine:
                 ready.append(request)
             elif tail is NO_MORE:
                 request.error = close_error(queue.descriptor)
+                request.more = False
                 if request.operation is CONNECT:
                     self.connecting.discard(queue.descriptor.token)
                 if request._deadline is not None:
@@ -168,15 +178,81 @@ class Engine:
             else:
                 tail._next = request
                 queue.tail = request
+                queue.behind += request._goal
             if request._deadline is not None:
                 request._deadline.before = tail
                 self.deadlines.add(request._deadline)
         del self.inbox[: len(items)]
 
+    def deal_with(self, item: Close) -> None:
+        """What is no request, in its place among these."""
+        if type(item) is Stop:
+            self.stop(item)
+        elif type(item) is Detach:
+            detach(self, item)
+        else:
+            close(self, item)
+
+    def deliver(self, arrivals: list[tuple[OpResult, Any]]) -> None:
+        """Make a result of each arrival of a request that repeats."""
+        outbox = self.outbox
+        arrived, now = 0, 0.0
+        for arrival in arrivals:
+            request, what = arrival
+            operation = request.operation
+            if operation is ACCEPT:
+                self.deliver_accepted(request, arrival)
+                continue
+            result = OpResult()
+            result.operation = operation
+            result.conn = request.conn
+            result.context = request.context
+            result.buffer = what
+            result.size = size = len(what)
+            arrived += size
+            result.error = None
+            result.more = True
+            result._connection = request._connection
+            result._queue = result._deadline = None
+            result._length = 0
+            result._memory = arrival  # tells recover() that it is here
+            if request._deadline is not None:  # before: interrupted after the append, this is not done again
+                now = now or self.clock()
+                self.put_off(request, now)
+            outbox.append(result)
+        self.arrived += arrived
+        arrivals.clear()
+
+    def deliver_accepted(self, request: OpResult, arrival: tuple[OpResult, Any]) -> None:
+        """The same of a connection, or of an error that does not end the request."""
+        result = AcceptResult()
+        result.operation = request.operation
+        result.conn = request.conn
+        result.context = request.context
+        result.buffer = None
+        result.size = result._length = 0
+        result.error = None
+        result.more = True
+        result._connection = request._connection
+        result._queue = result._deadline = None
+        result._memory = arrival
+        self.outbox.append(result)  # before it owns the descriptor: lost in an interruption, it would close it
+        result.take(arrival)
+
+    def put_off(self, request: OpResult, now: float) -> None:
+        """Something has arrived for it: its deadline counts from now."""
+        deadline: Any = request._deadline
+        if deadline.request is not None:
+            deadline.until = now + deadline.idle
+        elif type(request.error) is DeadlineError:
+            request._deadline = Deadline(now + deadline.idle, request, deadline.idle)
+            self.deadlines.add(request._deadline)
+        if type(request.error) is DeadlineError:
+            request.error = None  # it was being cut off, and the bytes were faster: it goes on when it comes back
+
     def finish(self, completed: list[OpResult]) -> None:
         """Make results of what came back, and let the next of each queue follow."""
         outbox = self.outbox
-        ready = self.ready
         for request in completed:
             queue = request._queue
             result = request._result
@@ -185,6 +261,12 @@ class Engine:
                 if size < request._goal:
                     self.partial.append(request)
                     continue
+                if size > request._goal > 0:
+                    finish_joined(self, request, queue, size)
+                    continue
+            elif result > 0 and request._offset + result > request._goal > 0:
+                finish_joined(self, request, queue, request._offset + result)
+                continue
             else:
                 ends = conclude(request, queue, result)
                 if not ends:
@@ -193,34 +275,52 @@ class Engine:
                 if ends is BACK_OFF:
                     self.back_off(request)
                     continue
+                if request.more:
+                    self.reclaim(request, queue.descriptor)
+                    request.more = False
                 if request.operation is CONNECT:
                     self.connecting.discard(queue.descriptor.token)
             # First in the outbox, then out of the queue: see gaio/recovery.py.
             outbox.append(request)
             following = request._next
-            queue.head = following
             if following is None:
-                queue.tail = None
+                queue.head = queue.tail = None
             else:
-                if following._deadline is not None:
-                    following._deadline.before = None
-                if queue.descriptor.close_reason is None:
-                    ready.append(following)
-                else:
-                    completed.append(cancelled(following))  # which this loop comes to
-            request._queue = request._next = request._memory = None
+                self.advance(queue, following)
+                request._next = None
+            request._queue = request._memory = None
             if request._deadline is not None:
                 self.deadlines.call_off(request._deadline)
+
+    def reclaim(self, request: OpResult, connection: Connection) -> None:
+        """It repeats and ends: from now on nothing holds its conn but the caller, see Delegation._take_descriptor()."""
+        if connection.finalizer is None and connection.close_reason is None and self.forget is not None:
+            reclaim_when_collected(request.conn, connection, self.forget)
+
+    def advance(self, queue: RequestQueue, following: OpResult) -> None:
+        """What stood before this request in its queue has finished."""
+        queue.head = following
+        queue.behind -= following._goal
+        if following._deadline is not None:
+            following._deadline.before = None
+        if queue.descriptor.close_reason is None:
+            self.ready.append(following)
+        else:
+            self.backend.completed.append(cancelled(following))  # which finish() comes to
 
     def back_off(self, request: OpResult) -> None:
         """Hold an accept that failed back for a moment, so that a loop around it does not spin."""
         until = self.clock() + BACK_OFF_SECONDS
-        if request._deadline is not None:
+        self.backing_off[request] = None  # first: by that recover() knows that the deadline is not one of the caller's
+        if request.more:
+            self.backend.arrivals.append((request, request.error))
+            request.error = UNDER_WAY  # it goes on after that
+        elif request._deadline is not None:
             until = min(until, request._deadline.when)
+        if request._deadline is not None:
             self.deadlines.call_off(request._deadline)
         request._deadline = Deadline(until, request)
         self.deadlines.add(request._deadline)
-        self.backing_off[request] = None
 
     # --- what cuts requests off -----------------------------------------------------------------------------
 
@@ -234,6 +334,8 @@ class Engine:
                 break
             if request in self.backing_off:
                 self.cut_off(request, request.error)
+            elif request.more and deadlines.postpone(request, now):
+                continue
             else:
                 self.cut_off(request, DeadlineError("timed out; `size` tells how many bytes had moved"))
             if request._deadline is not None:
@@ -244,8 +346,27 @@ class Engine:
         remaining = max(0.0, when - now)
         return remaining if timeout is None else min(timeout, remaining)
 
-    def cut_off(self, request: OpResult, error: Exception | None) -> None:
-        """Have the request end with this error, unless it finishes first. What is no head must have a deadline."""
+    def stop(self, item: Stop) -> None:
+        """Have the first request in the queue that repeats, and does not end already, end without an error."""
+        queue: RequestQueue = item.connection.reads
+        before, request = None, queue.head
+        while request is not None:
+            if request is item.request or (item.request is None and request.more and request._goal != STOPPED):
+                break
+            before, request = request, request._next
+        if request is None:
+            return
+        item.request = request
+        if request is queue.head and self.ready:
+            self.backend.start(self.ready)  # only what has been started can be cancelled
+            self.ready.clear()
+        request._goal = STOPPED
+        self.cut_off(request, request.error if before is None else None, before)
+
+    def cut_off(self, request: OpResult, error: Exception | None, before: Any = None) -> None:
+        """Have the request end with this error, unless it finishes first. What is no head must have a deadline, or be
+        given with what stands `before` it.
+        """
         queue = request._queue
         if queue is None:
             return  # it has finished
@@ -263,14 +384,18 @@ class Engine:
                 self.backend.cancel(request)
             return
         # Behind the head nothing has been started: it can go at once.
-        deadline = request._deadline
-        assert deadline is not None
-        before: Any = deadline.before
+        deadline: Any = request._deadline
+        before = before or deadline.before
         request.error = error
+        if request.more:
+            self.reclaim(request, queue.descriptor)
         if request.operation is CONNECT:
             self.connecting.discard(queue.descriptor.token)
         self.outbox.append(request)
-        self.deadlines.call_off(deadline)  # not before: interrupted here, recover() sees it in the outbox
+        request.more = False  # not before: interrupted here, it may be started
+        if deadline is not None:
+            self.deadlines.call_off(deadline)  # not before: interrupted here, recover() sees it in the outbox
+        queue.behind -= request._goal
         following = before._next = request._next
         if following is None:
             queue.tail = before
@@ -287,155 +412,3 @@ class Engine:
             queue.tail = NO_MORE
         else:
             self.cut_off(queue.head, close_error(queue.descriptor))  # finish() sees to those behind it, in order
-
-    # --- closing and detaching ------------------------------------------------------------------------------
-
-    def close(self, item: Close, reason: type[GaioError] = ConnClosedError) -> None:
-        """Have the requests of a connection end with `reason`; then close_idle() closes its descriptor."""
-        connection = item.connection
-        if type(item) is Detach:
-            self.detach(item)
-            return
-        if connection is None or connection.fd < 0:
-            return
-        with self.new_queues:  # first: close_idle() closes what is in `closing`, and then the reason is wanted
-            connection.close_reason = connection.close_reason or reason
-            queues = connection.queues()
-        # The number is kept with the connection, so that this can be interrupted and done again without counting twice.
-        number = self.closing.setdefault(connection, self.gc_found + 1 if item.forgotten else 0)
-        self.gc_found = max(self.gc_found, number)
-        for queue in queues:
-            self.cancel_all(queue)
-
-    def close_idle(self) -> None:
-        """Close the descriptors of connections that are to be closed and have nothing under way any more."""
-        for connection in list(self.closing):
-            queues = connection.queues()
-            for queue in queues:
-                if queue.head is None:
-                    queue.tail = NO_MORE  # finish() has left it open
-            if any(queue.head is not None for queue in queues):
-                continue  # the kernel may still write into its buffers
-            if connection.fd >= 0:
-                self.backend.unregister(connection)
-                self.being_closed[:] = (connection.fd,)
-                connection.fd = -1
-            _libc.close_all(self.being_closed)
-            self.descriptors.pop(connection.token, None)
-            connection.let_go_of_queues()
-            if connection.finalizer is not None:
-                connection.finalizer.detach()
-            table = self.table_of(connection)
-            if table.get(connection.key) is connection:
-                table.pop(connection.key, None)  # free() was interrupted before it did so, or has done it just now
-            del self.closing[connection]
-
-    def detach(self, item: Detach) -> None:
-        """Part with the connection, if it has nothing pending: its descriptor goes to the item."""
-        if item.done:
-            return  # this was interrupted after its end
-        connection: Any = item.connection
-        if not item.owner:  # else this was interrupted, and goes on
-            if connection.close_reason is WatcherClosedError:
-                item.error = close_error(connection)
-            elif connection.close_reason is not None:
-                item.error = ConnClosedError("conn has been freed or detached meanwhile")
-            elif any(queue.head is not None for queue in connection.queues()):
-                item.error = RuntimeError("requests are pending: detach() when their results have come, or free()")
-            if item.error is not None:
-                item.done = True
-                return
-            item.owner.extend(map(_libc.socket_owner_of, (connection.fd,)))
-        if connection.fd >= 0:
-            self.backend.unregister(connection)
-        connection.fd = -1
-        with self.new_queues:
-            connection.close_reason = ConnClosedError
-            for queue in connection.queues():
-                queue.tail = NO_MORE
-        self.table_of(connection).pop(connection.key, None)
-        self.descriptors.pop(connection.token, None)
-        connection.let_go_of_queues()
-        item.done = True
-
-    def close_everything(self, wait: Wait) -> None:
-        """Each request gets its result, each descriptor is closed. Goes on where an interruption ended it."""
-        self.interrupted = True  # until the end of these steps, which like those of a turn may be interrupted
-        with self.new_queues:  # whoever delegates after this sees that the watcher is closing
-            connections = list(self.descriptors.values())
-        for connection in connections:
-            self.close(Close(connection), WatcherClosedError)
-        self.close_idle()
-        self.interrupted = False
-        while self.descriptors:
-            self.turn(None, wait)
-        self.connections.clear()
-        self.listeners.clear()
-
-    def admit_the_late(self) -> None:
-        """When all is closed: what is in the inbox still is answered with the error."""
-        if self.interrupted:
-            recover(self)
-        self.interrupted = True
-        self.admit(self.inbox.copy())
-        self.interrupted = False
-
-    def close_backend(self) -> None:
-        """Goes on where an interruption ended it; does nothing when that is done."""
-        if self.backend is not CLOSED_BACKEND:
-            # Out of reach before it is closed: to recover() a ring that is no longer mapped would be fatal.
-            self.retired = self.backend
-            self.backend = CLOSED_BACKEND
-        self.retired.close()
-        self.retired = CLOSED_BACKEND
-
-    def withdraw(self, request: OpResult) -> bool:
-        """Take back a request that came when all was closed; False when it has got its result already."""
-        if request not in self.inbox:
-            return False
-        self.inbox.remove(request)
-        if request._deadline is not None:
-            request._deadline.request = None
-        return True
-
-    def abandon(self) -> None:
-        """In the child after fork(2): close the child's copies, touch nothing that is shared with the parent."""
-        # Another thread of the parent may have been in the middle of closing one, or of detaching one.
-        fds = {*self.being_closed, *(connection.fd for connection in self.descriptors.values() if connection.fd >= 0)}
-        for item in self.inbox:
-            if isinstance(item, Detach) and item.owner:
-                fds.discard(item.owner[0].fileno())
-                item.owner.clear()
-        for connection in self.descriptors.values():
-            connection.fd = -1
-            for queue in connection.queues():
-                queue.fd = -1  # a call that a signal handler interrupted, to fork, may go on here for a while
-        _libc.close_all(list(fds))
-        self.connections.clear()
-        self.listeners.clear()
-        self.descriptors.clear()
-        self.inbox.clear()
-        self.outbox.clear()
-        for backend in {self.backend, self.retired}:  # the same one while it is being closed
-            backend.abandon()
-        self.backend = self.retired = CLOSED_BACKEND
-
-
-class _ClosedBackend:
-    """What an engine has for a backend before there is one, and after: no thread can be in the middle of waking it."""
-
-    def register(self, _: Connection) -> None:
-        raise WatcherClosedError("the watcher was closed meanwhile")
-
-    def recover(self) -> list[OpResult]:
-        return []
-
-    def wake(self) -> None: ...
-    def lend(self) -> None: ...
-    def recycle(self) -> None: ...
-    def recycle_unused(self) -> None: ...
-    def close(self) -> None: ...
-    def abandon(self) -> None: ...
-
-
-CLOSED_BACKEND: Any = _ClosedBackend()

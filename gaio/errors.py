@@ -9,8 +9,8 @@ class GaioError(Exception):
 
 
 class UnsupportedConnError(GaioError, TypeError):
-    """The object cannot be served: not a connected, pollable, weak-referenceable object with a descriptor, or not the
-    watcher's any more.
+    """The object cannot be served: not a connected, pollable, weak-referenceable object with a descriptor, not of the
+    kind that the call is for, or never submitted to this watcher where the call needs that.
 
     Raised by the call; nothing was submitted and the object is as usable as before.
     """

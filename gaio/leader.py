@@ -4,7 +4,8 @@
     submit --> inbox --> engine: queues, backend, outbox --> wait_io()
 
 One thread leads at a time: the consumer inside wait_io(), else the watcher thread, which takes the lead when the
-consumer stays away, and lets go of it when that one is back. Of requests this file knows the inbox and the outbox.
+consumer stays away, and lets go of it when that one is back. Of requests this file knows the inbox, the outbox and a
+list of the writes whose memory is lent.
 
 States, and who may change them
     lead          the lock of the engine, and of what follows here without a rule of its own. It is an RLock, so that a
@@ -32,8 +33,19 @@ import threading
 from ctypes import get_errno, set_errno
 from time import monotonic
 
-from gaio.engine import CLOSED_BACKEND, Close, Detach, Engine
+from gaio.closing import (
+    CLOSED_BACKEND,
+    Close,
+    Detach,
+    abandon,
+    admit_the_late,
+    close_backend,
+    close_everything,
+    withdraw,
+)
+from gaio.engine import Engine
 from gaio.errors import WatcherClosedError
+from gaio.writes import recycle_lent
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -51,6 +63,9 @@ GRACE = 0.010
 # With results in hand, wait_io() takes so many turns more for the requests that stood behind them: a hundred writes
 # queued on one connection are not a hundred batches, and a flood of them does not keep the consumer waiting.
 MORE_TURNS = 16
+# But no more when so many bytes have come by requests that repeat: each turn brings more of a flood, and beside it
+# others wait for the end of the batch.
+MOST_BYTES_A_BATCH = 2 << 20
 # After so many ticks with the consumer inside wait_io() all the time, the thread sleeps until it comes out.
 IDLE_TICKS = 100
 
@@ -79,6 +94,8 @@ class Leader:
         """See begin() for when `open_backend` is called."""
         self.inbox: list[Any] = []
         self.needs_wakeup: list[bool] = AWAKE
+        # Writes from swap memory that is lent. Any thread appends, before it does so to the inbox.
+        self.lent_writes: list[OpResult] = []
         self.wakeups = 0  # counted by whoever wakes, with no lock: two at the same moment may count as one
         self.wanted = 0
         self.closing = False
@@ -244,14 +261,14 @@ class Leader:
 
     # --- the consumer ---------------------------------------------------------------------------------------
 
-    def collect(self, timeout: float | None) -> list[OpResult]:
+    def collect(self, timeout: float | None, thread: int) -> list[OpResult]:
         """Take the lead, work until there are results or `timeout` seconds have passed, and let go of it.
 
         The batch stays in `delivery` until wait_io() is about to return it.
         """
         engine = self.engine
         deadline = None if timeout is None else monotonic() + timeout
-        self.consumer = threading.get_ident()
+        self.consumer = thread
         if not self.lead.acquire(False):
             self.take_lead()
         if self.failure is not None:
@@ -261,35 +278,47 @@ class Leader:
             finally:
                 del failure  # a cycle, as in begin()
         undelivered = self.delivery
+        lent = len(self.lent_writes)
+        recycled = not lent  # else that is for when these writes have begun
         if undelivered is None:
-            engine.backend.recycle()
+            if recycled:
+                engine.backend.recycle()
             self.delivered = (self.completions, self.batches)
         else:
             self.completions, self.batches = self.delivered
+            lent = 0
             if undelivered and not (engine.outbox and engine.outbox[0] is undelivered[0]):
                 engine.outbox[:0] = undelivered
             # It stays in `delivery` until a batch that has it takes its place: interrupted before that, the next call
             # must not have its memory recycled either.
-        if engine.outbox:
+        if engine.outbox or lent:
             timeout = 0
         more = MORE_TURNS
         while not self.closed:
             if not self.closing:  # else the wake-up for it may have been taken by a turn of another thread
-                engine.turn(SIGNAL_LATENCY if timeout is None else min(timeout, SIGNAL_LATENCY), self.pause)
+                latest = SIGNAL_LATENCY if timeout is None or timeout > SIGNAL_LATENCY else timeout
+                engine.turn(latest, self.pause)
             if self.closing:
                 self.shut()
             if engine.outbox:
-                if not engine.ready or not more:
+                if not engine.ready or not more or engine.arrived >= MOST_BYTES_A_BATCH:
                     break
                 # What stands behind a request that has finished may be ready to finish, too.
                 more -= 1
                 timeout = 0
                 continue
-            engine.backend.recycle_unused()
+            if lent:
+                recycled = recycle_lent(engine, self.lent_writes, lent)
+                lent = 0
+                timeout = None
+            if recycled:
+                engine.backend.recycle_unused()
             if deadline is not None:
                 timeout = deadline - monotonic()
                 if timeout <= 0:
                     break
+        if lent:
+            recycle_lent(engine, self.lent_writes, lent)
         if self.closed:
             self.shut()
         batch = engine.outbox
@@ -375,7 +404,7 @@ class Leader:
         """See to it that the descriptor turns readable when there is something to do, see Watcher.fileno()."""
         engine = self.engine
         self.needs_wakeup = [True]
-        if engine.ready or self.inbox.copy():
+        if engine.ready or engine.backend.arrivals or engine.backend.unfinished() or self.inbox.copy():
             engine.backend.wake()
         engine.interrupted = True  # by heappop(), which runs bytecode: see Deadlines.replace()
         when = engine.deadlines.earliest()
@@ -474,13 +503,13 @@ class Leader:
         if engine.backend is not CLOSED_BACKEND:
             if not self.closed:
                 engine.turn(0, self.pause)
-                engine.close_everything(self.pause)
+                close_everything(engine, self.pause)
                 self.closed = True
             # Who submits from now on finds `needs_wakeup` and then `closed` set, and asks withdraw() whether it came
             # too late; who did before is in the inbox, and is answered with the error.
             self.needs_wakeup = [True]
-            engine.admit_the_late()
-        engine.close_backend()
+            admit_the_late(engine)
+        close_backend(engine)
         self.end_tick()
 
     def withdraw(self, request: OpResult) -> bool:
@@ -490,7 +519,7 @@ class Leader:
             with self.lead:
                 if self.engine.interrupted and self.closed and not is_inside:
                     self.shut()  # an interruption may have left the request with its result, but in the inbox still
-                return self.closed and self.engine.withdraw(request)
+                return self.closed and withdraw(self.engine, request)
         except BaseException:
             if not is_inside:
                 release_all(self.lead)
@@ -513,7 +542,7 @@ class Leader:
         self.inside = set()
         self.started = False  # the thread does not run here, and nobody is to wait for it
         self.failure = self.delivery = None
-        self.engine.abandon()
+        abandon(self.engine)
 
 
 def release_all(lock: threading.RLock) -> None:

@@ -1,4 +1,7 @@
-"""What callers have in hand: kept from being freed by the wrong thread, or taken back for `python -X dev`."""
+"""What callers have in hand: kept from being freed by the wrong thread, or taken back for `python -X dev`.
+
+Where the memory of the views comes from, and when it is used again: gaio/swap.py.
+"""
 
 from __future__ import annotations
 
@@ -48,10 +51,10 @@ class FreeThreadedLeader(Leader):
     def make_engine(self) -> FreeThreadedEngine:
         return FreeThreadedEngine(self.inbox, monotonic, self.delegation)
 
-    def collect(self, timeout: float | None) -> list[OpResult]:
+    def collect(self, timeout: float | None, thread: int) -> list[OpResult]:
         if self.delivery is None:  # else the batch never reached the caller, and goes again
             self.take_back()
-        batch = super().collect(timeout)
+        batch = super().collect(timeout, thread)
         self.lent += [result.buffer for result in batch if result.is_swap_buffer]
         pins = self.engine.pins
         if pins:

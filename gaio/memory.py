@@ -5,7 +5,7 @@ A request's memory is one of
     bytes         a write of up to MAX_RW_COUNT bytes: immutable, so holding the object keeps its address good
     Pinned        a caller's buffer, exported so that it can be neither resized nor freed meanwhile; PinnedReadOnly
                   where ctypes does not export it, PinnedApart where there is no interpreter lock
-    Copy          a copy of a larger swap view, in a block that is used again
+    Lent          a large view of the watcher's own swap memory, until that is recycled
     Vector        many of those, one vectored write
 and of requests that move no bytes: a SocketAddress to connect to, None to shut down or to accept.
 
@@ -16,7 +16,6 @@ what keeps the address valid, so nothing may drop a request that the kernel stil
 from __future__ import annotations
 
 import ctypes
-import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
@@ -37,8 +36,9 @@ COPY_LIMIT = 4096
 JOIN_LIMIT = 65536
 JOIN_PART = 512
 
-# Memory is kept for so many larger copies at a time. Further ones are allocated and freed.
-KEPT_COPIES = 64
+# From so many bytes on a swap view is written where it is. Below, a copy costs less than to look up its address and to
+# keep account of it (benchmarks/NOTES.md).
+LENT_FROM = 8192
 
 _PyBUF_SIMPLE = 0
 
@@ -69,7 +69,7 @@ _PyBuffer_Release.argtypes = (ctypes.POINTER(_Py_buffer),)
 _PyBuffer_Release.restype = None
 
 
-def _address_of_view(view: memoryview) -> int:
+def _address_by_export(view: memoryview) -> int:
     """Where its first byte is. This exports the view itself, and makes no further view."""
     export = _Py_buffer()
     try:
@@ -77,6 +77,27 @@ def _address_of_view(view: memoryview) -> int:
         return export.buf or 0
     finally:
         _PyBuffer_Release(export)  # does nothing when there was no export
+
+
+def _place_of_address() -> int | None:
+    """How far into a memoryview object CPython keeps that address, or None: found by looking, on this very build."""
+    memory = memoryview(bytearray(64))
+    views = [memory[start:] for start in (0, 1, 40)]
+    addresses = [_address_by_export(view) for view in views]
+    for place in range(2 * ctypes.sizeof(ctypes.c_void_p), memoryview.__basicsize__, ctypes.sizeof(ctypes.c_void_p)):
+        if [ctypes.c_void_p.from_address(id(view) + place).value for view in views] == addresses:
+            return place
+    return None
+
+
+_ADDRESS_AT = _place_of_address()
+
+
+def _address_of_view(view: memoryview) -> int:
+    """What _address_by_export() tells, in a third of the time."""
+    if _ADDRESS_AT is None:
+        return _address_by_export(view)
+    return ctypes.c_void_p.from_address(id(view) + _ADDRESS_AT).value or 0
 
 
 class Pinned(ctypes.c_char):
@@ -128,7 +149,7 @@ class PinnedApart:
 
 
 def _address_of_own(view: memoryview) -> int:
-    """The same for a view that nobody else has. It takes less time."""
+    """Where the first byte is of a view that nobody else has: if it is writable, ctypes tells sooner."""
     return _address_of_view(view) if view.readonly else ctypes.addressof(Pinned.from_buffer(view))
 
 
@@ -152,57 +173,16 @@ _pin: Callable[[Any], Pinned | PinnedApart] = PinnedApart if FREE_THREADED else 
 _pin_read_only: Callable[[memoryview], PinnedReadOnly | PinnedApart] = PinnedApart if FREE_THREADED else PinnedReadOnly
 
 
-class Copy:
-    """A copy of bytes, in a block that goes back into stock when no request holds the copy any more."""
+class Lent:
+    """A swap view that is written where it is. Before its memory is recycled the rest is copied: recycle_lent()."""
 
-    __slots__ = ("address", "_end", "__weakref__")
+    __slots__ = ("address",)
 
-    def __init__(self, block: tuple[memoryview, int], stock: list[Used | None]) -> None:
-        self.address = block[1]
-        # Not __del__, in which KeyboardInterrupt would be lost. A list's append is C code. The reference may be an
-        # attribute of the copy itself, because CPython calls back before it clears the attributes. If this line is
-        # interrupted, there is one block less.
-        self._end = end = Used(self, stock.append)
-        end.block = block
+    def __init__(self, view: memoryview) -> None:
+        self.address = _address_of_view(view)
 
-
-class Used(weakref.ref[Copy]):
-    """What is in stock: a reference to a copy that is gone, with the block it was in."""
-
-    __slots__ = ("block",)
-    block: tuple[memoryview, int]
-
-
-class Copies:
-    """Copies of swap views that are too large for `bytes` to be cheap. Any thread may copy.
-
-    Facts about malloc(3): the copies of a batch lie at the top of the heap. When they are freed, glibc gives it back to
-    the kernel. The next batch faults it in anew, 16 pages for 64 KiB. That takes longer than the rest of an echo.
-    """
-
-    def __init__(self, size: int) -> None:
-        """For views of up to `size` bytes."""
-        self._size = size
-        # pop() and append() are atomic, whichever threads call them. None stands for a block that is not made yet.
-        self._stock: list[Used | None] = [None] * KEPT_COPIES
-
-    def copy(self, view: memoryview) -> bytes | Copy:
-        length = view.nbytes
-        if length > self._size:
-            return view.tobytes()
-        try:
-            used = self._stock.pop()
-        except IndexError:
-            return view.tobytes()
-        if used is not None:
-            block = used.block
-        else:
-            memory = bytearray(self._size)
-            block = memoryview(memory), ctypes.addressof(ctypes.c_char.from_buffer(memory))  # the view keeps it so
-        copy = Copy(block, self._stock)
-        # A cast would be another view, see PinnedApart.
-        block[0][:length] = view if view.format == "B" and view.ndim == 1 else view.cast("B")
-        return copy
+    def copy(self, length: int) -> bytes:
+        return ctypes.string_at(self.address, length)
 
 
 class SocketAddress:
@@ -311,13 +291,13 @@ def pin_for_read(buffer: Any, operation: str = "read") -> tuple[Pinned | PinnedA
 
 
 def memory_for_write(
-    buffer: Any, copies: Copies | None = None, one_message: bool = False
-) -> tuple[bytes | Pinned | PinnedReadOnly | PinnedApart | Copy | Vector, int]:
+    buffer: Any, own: SwapMemory | None = None, one_message: bool = False
+) -> tuple[bytes | Pinned | PinnedReadOnly | PinnedApart | Lent | Vector, int]:
     """What the kernel shall write for `buffer` (one buffer, or a sequence of them), and its length in bytes.
 
-    Views of swap memory are copied, of this watcher or another, because that memory will be written again before the
-    write is done. `copies` does it if given. With `one_message` a sequence is for one call of sendmsg(2), whatever its
-    length.
+    Views of swap memory are copied, because that memory will be written again before the write is done. Large ones of
+    the watcher's `own` are not: the leader sees to these. With `one_message` a sequence is for one call of sendmsg(2),
+    whatever its length.
     `TypeError` when it is no buffer, `BufferError` when it is not contiguous, `EmptyBufferError` when there
     are no bytes in it.
     """
@@ -335,7 +315,7 @@ def memory_for_write(
     if length <= COPY_LIMIT:
         return view.tobytes(), length
     if type(view.obj) is SwapMemory:
-        return view.tobytes() if copies is None else copies.copy(view), length
+        return Lent(view) if view.obj is own and length >= LENT_FROM else view.tobytes(), length
     return (_pin_read_only(_view_to_pin(view)) if view.readonly else _pin(view)), length
 
 

@@ -7,7 +7,7 @@ import os
 
 from gaio.errors import ConnClosedError, GaioError, WatcherClosedError
 from gaio.platform import CANCELLED, DATAGRAM
-from gaio.result import ACCEPT, UNDER_WAY, WRITE, AcceptResult, OpResult
+from gaio.result import ACCEPT, STOPPED, UNDER_WAY, WRITE, AcceptResult, OpResult
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
     from gaio.connection import ClosedConnection, Connection, RequestQueue
 
-BACK_OFF: Final = "back off"  # conclude(): it failed for want of descriptors, and is to wait before it ends
+# conclude(): it failed for want of descriptors (EMFILE), and is to wait before it ends, or goes on: Engine.back_off()
+BACK_OFF: Final = "back off"
 
 # Results that mean "not yet", so that the request is started again.
 _START_AGAIN = (-errno.EINTR, -errno.EAGAIN, CANCELLED)
 # accept(2): errors of a connection that has gone before it was accepted; the next one may be well.
 _LOST_IN_THE_BACKLOG = (
-    -errno.EAGAIN,
+    -errno.EAGAIN,  # or another process was faster
     -errno.ECONNABORTED,
     -errno.EPROTO,
     -errno.ENETDOWN,
@@ -57,7 +58,7 @@ def conclude(request: OpResult, queue: RequestQueue, result: int) -> bool | str:
     request.size = size
     if result < 0:
         if result in _START_AGAIN:
-            return request.error is not None
+            return request.error is not None or request._goal == STOPPED
         request.error = OSError(-result, os.strerror(-result))
         return True
     if queue.outbound:
@@ -81,10 +82,12 @@ def _conclude_without_bytes(request: OpResult, result: int) -> bool | str:
             request.own(result)
         request.error = None
     elif result in (CANCELLED, -errno.EINTR) or (accepts and result in _LOST_IN_THE_BACKLOG):
-        if request.error is UNDER_WAY:
+        if request._goal == STOPPED and request.error is UNDER_WAY:
+            request.error = None
+        elif request.error is UNDER_WAY:
             return False
     else:
-        was_cancelled = request.error is not UNDER_WAY
+        was_cancelled = request.error is not UNDER_WAY or request._goal == STOPPED
         request.error = OSError(-result, os.strerror(-result))
         if accepts and result in _OUT_OF_DESCRIPTORS and not was_cancelled:
             return BACK_OFF

@@ -1,4 +1,7 @@
-"""What becomes of the watchers of a process when the interpreter exits, and in a child after fork(2)."""
+"""What becomes of the watchers of a process when the interpreter exits, and in a child after fork(2).
+
+What a child does with one is in abandon() of gaio/closing.py.
+"""
 
 from __future__ import annotations
 

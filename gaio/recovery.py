@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from gaio.connection import NO_MORE, RequestQueue
+from gaio.errors import GaioError
 from gaio.outcome import cancelled
-from gaio.platform import _libc
-from gaio.result import UNDER_WAY, WRITE, OpResult
+from gaio.platform import CANCELLED, _libc
+from gaio.result import UNDER_WAY, WRITE, AcceptResult, OpResult
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
     from gaio.deadlines import Deadline
     from gaio.engine import Engine
@@ -23,13 +25,23 @@ def recover(engine: Engine) -> None:
     for request in engine.outbox:
         if request._deadline is not None:
             engine.deadlines.call_off(request._deadline)
+        if request._queue is not None:
+            request.more = False  # it is the request itself, and none of its arrivals
+    # An error among them is of an accept that is held back; where that was interrupted it is done again.
+    again = {id(request) for request in backend.completed if request._result != CANCELLED}
+    backend.arrivals[:] = [
+        arrival
+        for arrival in not_delivered(engine)
+        if not (isinstance(arrival[1], OSError) and id(arrival[0]) in again)
+    ]
     backend.completed[:] = [request for request in backend.completed if id(request) not in finished]
     for request in backend.completed:
-        if request.operation > WRITE and request.error is None:
-            request.error = UNDER_WAY  # it was being concluded, and finish() takes None for a read's or a write's
+        concluded = request._result != CANCELLED and not isinstance(request.error, GaioError)
+        if request.operation > WRITE and (concluded or request.error is None):
+            request.error = UNDER_WAY  # it is concluded anew; finish() takes None for a read's or a write's
         if request in engine.backing_off:  # it was being put there, or cut off there: in both cases it ends
-            assert request._deadline is not None
-            engine.deadlines.call_off(request._deadline)
+            if request._deadline is not None:
+                engine.deadlines.call_off(request._deadline)
             del engine.backing_off[request]
     started = {id(request) for request in (*held, *backend.completed, *engine.backing_off)}
 
@@ -66,6 +78,15 @@ def recover(engine: Engine) -> None:
     del engine.inbox[:admitted]
 
 
+def not_delivered(engine: Engine) -> list[tuple[OpResult, Any]]:
+    """The arrivals that have not become results yet. Those that have are taken by these, descriptors among them."""
+    for result in engine.outbox:
+        if isinstance(result, AcceptResult) and type(result._memory) is tuple:
+            result.take(result._memory)
+    taken = {id(result._memory) for result in engine.outbox}
+    return [arrival for arrival in engine.backend.arrivals if id(arrival) not in taken]
+
+
 def _chain(request: OpResult | None) -> Iterable[OpResult]:
     while request is not None:
         yield request
@@ -79,5 +100,6 @@ def _relink(queue: RequestQueue, requests: list[OpResult]) -> None:
         if request._deadline is not None:
             request._deadline.before = before
         before = request
+    queue.behind = sum(request._goal for request in requests[1:])
     queue.head = requests[0] if requests else None
     queue.tail = requests[-1] if requests else NO_MORE if queue.descriptor.close_reason else None

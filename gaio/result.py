@@ -30,11 +30,14 @@ CONNECT: Final = Operation.CONNECT
 SHUTDOWN: Final = Operation.SHUTDOWN
 
 
+STOPPED: Final = -1  # see OpResult._goal
+
 UNDER_WAY = Exception("the request is under way")  # the `error` of a request that moves no bytes, until it ends
 
 
 class OpResult:
-    """One finished request. Every submitted request yields exactly one.
+    """One finished request. Every submitted request yields exactly one; one that repeats (`read_start()`,
+    `accept_start()`) yields one for each arrival, and a last one.
 
     operation   READ, WRITE, ACCEPT, CONNECT or SHUTDOWN
     conn        the object that was submitted, the very same
@@ -44,6 +47,7 @@ class OpResult:
     size        bytes that moved, also when there is an error
     error       None: done. `EOFError`: the peer has ended the stream. `DeadlineError`, `ConnClosedError`,
                 `WatcherClosedError`: it was cut off. Else the `OSError` of the kernel
+    more        the request goes on: another result of it will follow
 
     It belongs to the caller, with the buffer, from the moment `wait_io()` returns it. The same object is the request
     while it is under way: the attributes with a leading underscore belong to the core and the backend until then, and
@@ -51,7 +55,7 @@ class OpResult:
     """
 
     __slots__ = (
-        *("operation", "conn", "context", "buffer", "size", "error"),
+        *("operation", "conn", "context", "buffer", "size", "error", "more"),
         *("_connection", "_queue", "_next", "_memory", "_length", "_goal", "_offset", "_result", "_deadline"),
     )
 
@@ -61,12 +65,16 @@ class OpResult:
     buffer: Any
     size: int
     error: Exception | None
+    more: bool
     _connection: Any  # of its conn, for repr()
     _queue: Any  # the RequestQueue it stands in, None once it is finished
     _next: OpResult | None  # the request behind it in that queue
-    _memory: Any  # what the kernel reads or fills: see gaio/memory.py; None = the swap arena
+    # What the kernel reads or fills: see gaio/memory.py; None = the swap arena. Of an arrival, the pair it was made of.
+    _memory: Any
     _length: int  # bytes of that memory, 0 = the swap arena
-    _goal: int  # bytes that must move before the request is finished; 0 for a plain read, which takes what comes
+    # Bytes that must move before the request is finished. 0: a plain read, which takes what comes. STOPPED: a request
+    # that repeats, and is to end.
+    _goal: int
     _offset: int  # bytes moved before the attempt under way
     _result: int  # what the backend last reported: n >= 0 or -errno
     _deadline: Deadline | None  # its entry in the heap, None without a timeout
@@ -102,6 +110,14 @@ class AcceptResult(OpResult):
         """Keep the descriptor that accept(2) returned. Done twice it is kept once: by C code, in one step."""
         if not self._accepted:
             self._accepted.extend(map(_libc.socket_owner_of, (fd,)))
+
+    def take(self, arrival: tuple[OpResult, Any]) -> None:
+        """Keep what an accept that repeats has brought: a descriptor, or an error. Twice is once."""
+        what = arrival[1]
+        if isinstance(what, int):
+            self.own(what)
+        else:
+            self.error = what
 
     @property
     def accepted(self) -> Any:

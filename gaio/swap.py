@@ -1,5 +1,9 @@
 """The swap arena: memory for reads that brought no buffer, lent for one batch and then used again.
 
+This is that of epoll and kqueue; over io_uring the kernel picks the memory, see gaio/platform/_io_uring/buffers.py. A
+view that is written back is copied or lent by memory_for_write() in gaio/memory.py, and recycle_lent() in
+gaio/writes.py sees to it before its memory is used again.
+
     batch 7  being written    bytes land here, one read behind the other
     batch 6  in delivery      the views that the last wait_io() returned point here
     the rest  free
@@ -10,8 +14,9 @@ batch has been given back. So an exception between any two bytecodes leaves the 
 with a segment that is out of use for one batch.
 
 The segments stand in a circle and are taken in turn. When the next one is not free yet another is put in before it,
-up to a limit: so there are as many as the largest batches take. Beyond the limit a read gets a spare segment, from
-which its bytes are copied at once: never a stall, never a crumb of a buffer, and no more memory than there are bytes.
+up to a limit: so there are as many as the largest batches take. Beyond the limit a single read gets a spare segment,
+from which its bytes are copied at once: it never stalls, nor gets a crumb of a buffer, and takes no more memory than
+there are bytes. One that repeats waits for the next `recycle()` instead.
 """
 
 from __future__ import annotations
@@ -46,8 +51,8 @@ class SwapArena:
         self.size = size
         self._most = max(2, min(SEGMENTS, limit // size))  # one in delivery, one being written, and more
         # Private: a child after fork(2) keeps what it had in hand.
-        self._storage = SwapMemory(-1, size * self._most, mmap.MAP_PRIVATE)
-        self._address = self._storage.address
+        self.storage = SwapMemory(-1, size * self._most, mmap.MAP_PRIVATE)
+        self._address = self.storage.address
         self.writing = 0  # the batch being written
         self._recycled = -1  # batches up to this one are free
         # A segment with less room than this counts as full: small messages fill it to the last sixteenth,
@@ -71,7 +76,7 @@ class SwapArena:
         return self._next()
 
     def _segment(self, start: int) -> Segment:
-        return Segment(self._storage.views(start, start + self.size), self._address + start, self.size)
+        return Segment(self.storage.views(start, start + self.size), self._address + start, self.size)
 
     def _next(self) -> Segment:
         segments = self.segments

@@ -12,6 +12,7 @@ import threading
 import weakref
 from ctypes import get_errno, set_errno
 from functools import partial
+from threading import get_ident
 from time import monotonic
 
 from gaio import platform, process
@@ -19,12 +20,13 @@ from gaio.deadlines import Deadline
 from gaio.delegation import CLOSED, Delegation
 from gaio.errors import BackendUnavailableError, InvalidCPUError, WatcherClosedError
 from gaio.leader import FORKING, Leader
-from gaio.memory import COPY_LIMIT, Copies, memory_for_write, pin_for_read
+from gaio.memory import COPY_LIMIT, Lent, memory_for_write, pin_for_read
 from gaio.platform import DATAGRAM, SEQPACKET, _libc
 from gaio.platform._affinity import set_thread_affinity
 from gaio.platform._libc import BESIDE_GREENLETS, MAX_RW_COUNT
 from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, UNDER_WAY, WRITE, AcceptResult, Operation, OpResult
 from gaio.swap import SwapArena
+from gaio.writes import unsent
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -86,7 +88,7 @@ class Watcher:
     exits.
     """
 
-    __slots__ = ("_leader", "_delegation", "_inbox", "_connections", "_copies", "__weakref__")
+    __slots__ = ("_leader", "_delegation", "_inbox", "_connections", "__weakref__")
 
     def __init__(self, *, swap_size: int = _SWAP_SIZE, backend: BackendName | None = None) -> None:
         if not _is_int(swap_size):
@@ -108,7 +110,6 @@ class Watcher:
         self._delegation = Delegation(leader)
         self._inbox = leader.inbox
         self._connections = leader.engine.connections
-        self._copies = Copies(swap_size)
         process.register(leader)
         weakref.finalize(self, leader.finalize).atexit = False
         try:
@@ -158,6 +159,7 @@ class Watcher:
         request.buffer = buf
         request.size = 0
         request.error = None
+        request.more = False
         request._queue = connection.reads
         request._next = None
         request._goal = 0
@@ -180,6 +182,28 @@ class Watcher:
         connection = self._delegation.connection(conn, READ)
         self._submit(OpResult(), READ, conn, connection, connection.reads, buf, memory, length, context, timeout)
 
+    def read_start(self, conn: HasFileno, *, context: Any = None, timeout: float | None = None) -> None:
+        """Read what arrives, again and again: each arrival is a READ result of its own, with `more` True.
+
+        The last one has `more` False. Its `error` says why it is the last: `EOFError` at the end of the stream, None
+        after `read_stop()`, or what else ends a `read()`. `buffer` is a read-only view of the swap arena, valid until
+        the next `wait_io()`. What waits undelivered is bounded by that arena, by 16,384 results and by 32 MiB. When the
+        consumer stays away, the kernel's buffers fill, and then the peer has to wait.
+
+        `timeout` is in seconds without a byte. After that it ends with a `DeadlineError`. A read that is submitted
+        behind it waits for its end. `context`, threads and errors as in `read()`.
+        """
+        self._start(conn, READ, OpResult(), context, timeout)
+
+    def read_stop(self, conn: HasFileno) -> None:
+        """Have `read_start()` end: what had arrived is delivered, then the last result, with no error and `size` 0.
+
+        What comes later stays in the kernel, for the next `read()` or for `detach()`. One that still waits behind other
+        reads ends at once. Does nothing where nothing repeats, or where conn has been freed. Any thread. Raises
+        `UnsupportedConnError` for an object that was never submitted.
+        """
+        self._delegation.stop(conn)
+
     def write(
         self,
         conn: HasFileno,
@@ -190,11 +214,13 @@ class Watcher:
     ) -> None:
         """Write all of `buf`: bytes, any contiguous buffer, or a sequence of them as one vectored write.
 
-        A buffer of up to 4 KiB, a sequence of up to 64 KiB in all or 512 bytes a part, and a memoryview of the swap
-        arena are copied at once; `bytes` are shared; a larger mutable buffer belongs to the watcher until the result is
-        delivered, and must not be changed meanwhile.
-        Writes of one connection complete in the order they were submitted, each when all its bytes are in the
-        kernel's send buffer. On an error `size` tells how many bytes had gone out.
+        A buffer of up to 4 KiB, and a sequence of up to 64 KiB in all or 512 bytes a part, are copied at once. `bytes`
+        are shared. A view of the swap arena may be passed as it is: it is copied in time, if need be. A larger mutable
+        buffer belongs to the watcher until the result is delivered, and must not be changed meanwhile.
+
+        Writes of one connection complete in the order they were submitted, each when all its bytes are in the kernel's
+        send buffer. Small ones of a stream that wait leave in one call. On an error `size` tells how many bytes had
+        gone out.
 
         `context`, `timeout`, threads and errors as in `read()`.
         """
@@ -213,8 +239,10 @@ class Watcher:
             request._length = request._goal = length
         else:
             one_message = connection.kind in (DATAGRAM, SEQPACKET)
-            request._memory, length = memory_for_write(buf, self._copies, one_message)
+            request._memory, length = memory_for_write(buf, self._leader.engine.backend.swap, one_message)
             request._length = request._goal = length
+            if type(request._memory) is Lent:
+                self._leader.lent_writes.append(request)  # before it is in the inbox, see gaio/writes.py
         request.operation = WRITE
         request.conn = conn
         request._connection = connection
@@ -222,6 +250,7 @@ class Watcher:
         request.buffer = buf
         request.size = 0
         request.error = None
+        request.more = False
         request._queue = queue
         request._next = None
         request._offset = 0
@@ -229,6 +258,17 @@ class Watcher:
         self._inbox.append(request)
         if self._leader.needs_wakeup:
             self._wake(request)
+
+    def unsent(self, conn: HasFileno) -> int:
+        """How many bytes of what was submitted to be written the kernel has not taken yet.
+
+        It shows a server that a peer reads slowly, before the memory is full: see `read_stop()`. It takes a look at
+        each request, of any connection, that was submitted since the last `wait_io()`. 0 for what has been freed. Any
+        thread. Raises `UnsupportedConnError` for an object that was never submitted.
+        """
+        connection = self._delegation.known_or_freed(conn)
+        writes = None if connection is None else connection.writes
+        return 0 if writes is None else unsent(self._leader.engine, writes)
 
     def accept(self, listener: HasFileno, *, context: Any = None, timeout: float | None = None) -> None:
         """Take the next connection from a listening socket, which the first request delegates.
@@ -246,6 +286,19 @@ class Watcher:
         _vet(timeout)
         connection = self._delegation.connection(listener, ACCEPT)
         self._submit(AcceptResult(), ACCEPT, listener, connection, connection.reads, None, None, 0, context, timeout)
+
+    def accept_start(self, listener: HasFileno, *, context: Any = None) -> None:
+        """Accept connections, again and again: each is an ACCEPT result of its own, with `more` True.
+
+        When the process has no descriptors left (EMFILE), a result says so in `error`, with `more` True, and it goes on
+        after a tenth of a second. An error of the listener itself ends it, as `accept_stop()` does. What is accepted is
+        delivered; 16,384 undelivered results are the most. `accepted`, `context`, threads and errors as in `accept()`.
+        """
+        self._start(listener, ACCEPT, AcceptResult(), context, None)
+
+    def accept_stop(self, listener: HasFileno) -> None:
+        """Have `accept_start()` end, as `read_stop()` does: what comes later stays in the backlog."""
+        self._delegation.stop(listener)
 
     def connect(
         self, conn: HasFileno, address: Any, *, context: Any = None, timeout: float | None = None
@@ -313,6 +366,18 @@ class Watcher:
         """
         self._delegation.free(conn)
 
+    def _start(
+        self, conn: HasFileno, operation: Operation, request: OpResult, context: Any, timeout: float | None
+    ) -> None:
+        """Submit a request that repeats."""
+        _vet(timeout)
+        connection = self._delegation.connection(conn, operation, repeats=True)
+        try:
+            self._submit(request, operation, conn, connection, connection.reads, None, None, 0, context, timeout, True)
+        except BaseException:
+            self._delegation.reclaim(conn, connection)
+            raise
+
     def _submit(
         self,
         request: OpResult,
@@ -325,7 +390,9 @@ class Watcher:
         length: int,
         context: Any,
         timeout: float | None,
+        more: bool = False,
     ) -> None:
+        """Fill a request in and submit it. read() and write() do so themselves, because this call would be felt."""
         request.operation = operation
         request.conn = conn
         request._connection = connection
@@ -333,6 +400,7 @@ class Watcher:
         request.buffer = buffer
         request.size = 0
         request.error = None if operation is READ else UNDER_WAY
+        request.more = more
         request._queue = queue
         request._next = None
         request._memory = memory
@@ -368,14 +436,16 @@ class Watcher:
             leader.look_around()
         if timeout is not None:
             timeout = _seconds(timeout)
-        if leader.is_inside():
+        thread = get_ident()
+        if (thread == leader.consumer or thread in leader.inside) and leader.is_inside():
             raise RuntimeError("wait_io() was called from within another call, by a signal handler or a finalizer")
         errno_before = get_errno()  # this may be a signal handler, between another watcher's call and its look at errno
         try:
-            batch = leader.collect(timeout)
+            batch = leader.collect(timeout, thread)
             set_errno(errno_before)
             # CPython runs signal handlers at calls and at backward jumps only, so none runs from this store to the
-            # caller. Either the batch is still here for the next call, or the caller has it.
+            # caller. Either the batch is still here for the next call, or the caller has it. (CPython 3.10 runs them
+            # behind a call as well, in the caller, where nothing can be done about it here.)
             leader.delivery = None
             leader.consumer = 0
             return batch
@@ -522,7 +592,8 @@ def _vet(timeout: float | None) -> None:
 
 
 def _deadline(timeout: float, request: OpResult) -> Deadline:
-    return Deadline(monotonic() + _seconds(timeout), request)
+    seconds = _seconds(timeout)
+    return Deadline(monotonic() + seconds, request, seconds)
 
 
 def _open_backend(asked: str | None, swap_size: int, engine: Engine) -> platform.Backend:

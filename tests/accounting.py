@@ -64,6 +64,7 @@ class Request:
         assert self.result is None, f"a second result for one request: {self.result!r}, then {result!r}"
         assert result.operation is self.operation
         assert result.conn is self._conn
+        assert result.more is False, f"{result!r} says that another one will follow"
         assert result.error is None or isinstance(result.error, (EOFError, gaio.GaioError, OSError)), (
             result.error
         )
@@ -82,9 +83,12 @@ class Request:
             assert result.size <= self.size_wanted
             if self._whole and result.error is None:
                 assert result.size == self.size_wanted
-        if result.error is None and not (isinstance(self._conn, socket) and self._conn.type != SOCK_STREAM):
-            assert result.size > 0, "success without a byte, on a stream"
+        if result.error is None:
+            assert result.size > 0 or self._may_be_empty(), "success without a byte, on a stream"
         self._keep(result)
+
+    def _may_be_empty(self) -> bool:
+        return isinstance(self._conn, socket) and self._conn.type != SOCK_STREAM
 
     def _keep(self, result: gaio.OpResult) -> None:
         self._conn = None  # a test may want to forget it
@@ -106,14 +110,75 @@ class Request:
         return f"<{self.operation.name} of {self.size_wanted or 'any'} bytes, result {self.result!r}>"
 
 
+class Repeating(Request):
+    """One accepted request that repeats: any number of arrivals, and then its result, which is the last."""
+
+    __slots__ = ("_swap_size", "arrivals", "messages", "received")
+
+    def __init__(self, operation: gaio.Operation, conn: Closable, swap_size: int) -> None:
+        super().__init__(operation, conn, None, whole=False)
+        self.messages: list[bytes] = []  # READ: each arrival's bytes, copied while they were valid
+        self.received = 0  # bytes of those
+        self.arrivals: list[gaio.OpResult] = []  # ACCEPT: those results, which own the connections
+        self._swap_size = swap_size
+
+    @property
+    def stream(self) -> bytes:
+        """All the bytes so far."""
+        return b"".join(self.messages)
+
+    def has(self, size: int) -> bool:
+        """Whether it has brought so many bytes."""
+        return self.received >= size
+
+    @property
+    def connections(self) -> list[socket]:
+        """All that have been accepted so far."""
+        return [result.accepted for result in self.arrivals if result.error is None]
+
+    @property
+    def errors(self) -> list[Exception]:
+        """Those that did not end it."""
+        return [result.error for result in self.arrivals if result.error is not None]
+
+    def record(self, result: gaio.OpResult) -> None:
+        if not result.more:
+            assert (result.size, result.buffer, result.is_swap_buffer) == (0, None, False), "the last brings nothing"
+            assert result.accepted is None
+            super().record(result)
+            return
+        assert self.result is None, f"{result!r} comes after the last one, {self.result!r}"
+        assert result.more is True
+        assert result.operation is self.operation
+        assert result.conn is self.conn
+        if self.operation is gaio.ACCEPT:
+            assert (result.size, result.buffer, result.is_swap_buffer) == (0, None, False)
+            assert result.error is None or (isinstance(result.error, OSError) and result.accepted is None)
+            self.arrivals.append(result)
+            return
+        assert result.error is None, f"an arrival with an error: {result!r}"
+        assert result.accepted is None
+        assert isinstance(result.buffer, memoryview)
+        assert result.buffer.readonly
+        assert result.is_swap_buffer
+        assert result.buffer.nbytes == result.size <= self._swap_size
+        assert result.size > 0 or super()._may_be_empty(), "an arrival without a byte, on a stream"
+        self.messages.append(bytes(result.buffer))
+        self.received += result.size
+
+    def _may_be_empty(self) -> bool:
+        return True  # the last one, which has been stopped
+
+
 class AccountedWatcher:
     """Submits and harvests through a gaio.Watcher, for which it keeps the books.
 
     The context of each request is a serial number: a result is matched by nothing but what gaio hands back.
     """
 
-    def __init__(self, watcher: gaio.Watcher) -> None:
+    def __init__(self, watcher: gaio.Watcher, swap_size: int = 65536) -> None:
         self.watcher = watcher
+        self._swap_size = swap_size
         self._pending: dict[int, Request] = {}
         self._serial = itertools.count()
 
@@ -151,6 +216,16 @@ class AccountedWatcher:
             request, lambda serial: self.watcher.connect(conn, address, context=serial, timeout=timeout)
         )
 
+    def read_start(self, conn: Closable, *, timeout: float | None = None) -> Repeating:
+        request = Repeating(gaio.READ, conn, self._swap_size)
+        self._submit(request, lambda serial: self.watcher.read_start(conn, context=serial, timeout=timeout))
+        return request
+
+    def accept_start(self, listener: Closable) -> Repeating:
+        request = Repeating(gaio.ACCEPT, listener, self._swap_size)
+        self._submit(request, lambda serial: self.watcher.accept_start(listener, context=serial))
+        return request
+
     def shutdown(self, conn: Closable) -> Request:
         request = Request(gaio.SHUTDOWN, conn, None, whole=False)
         return self._submit(request, lambda serial: self.watcher.shutdown(conn, context=serial))
@@ -168,17 +243,25 @@ class AccountedWatcher:
     def free(self, conn: Closable) -> None:
         self.watcher.free(conn)
 
+    def read_stop(self, conn: Closable) -> None:
+        self.watcher.read_stop(conn)
+
+    def accept_stop(self, listener: Closable) -> None:
+        self.watcher.accept_stop(listener)
+
     # --- harvest: one thread
 
     def wait(self, timeout: float | None) -> list[Request]:
-        """One batch, booked: the requests it finished, in the order of their results."""
+        """One batch, booked: the requests of its results, in their order; one that repeats may stand there often."""
         return [self._book(result) for result in self.watcher.wait_io(timeout)]
 
     def _book(self, result: gaio.OpResult) -> Request:
         assert isinstance(result, gaio.OpResult)
-        request = self._pending.pop(result.context, None)
+        request = self._pending.get(result.context)
         assert request is not None, f"a result nobody waits for: {result!r} with context {result.context!r}"
         request.record(result)
+        if not result.more:
+            del self._pending[result.context]
         return request
 
     def finish(self, *requests: Request) -> list[Request]:
@@ -190,6 +273,14 @@ class AccountedWatcher:
             finished += self.wait(limit.left(f"{len(left)} results, the first of {left[0]!r}"))
         limit.left("results that came only when the wait for them had ended")
         return finished
+
+    def harvest_until(self, condition: Callable[[], object], waiting_for: str) -> int:
+        """Harvest until the condition holds; how many batches with results it took."""
+        limit = TimeLimit()
+        batches = 0
+        while not condition():
+            batches += bool(self.wait(limit.left(waiting_for)))
+        return batches
 
     def finish_all(self) -> list[Request]:
         return self.finish(*self._pending.values())

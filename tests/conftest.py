@@ -167,7 +167,7 @@ def make_watcher(backend: backends.Name, request: pytest.FixtureRequest) -> Iter
     made: list[AccountedWatcher] = []
 
     def make(swap_size: int = 65536) -> AccountedWatcher:
-        accounted = AccountedWatcher(gaio.Watcher(swap_size=swap_size, backend=backend))
+        accounted = AccountedWatcher(gaio.Watcher(swap_size=swap_size, backend=backend), swap_size)
         made.append(accounted)
         return accounted
 

@@ -10,7 +10,7 @@ import pytest
 
 import gaio
 from tests import leaks
-from tests.accounting import AccountedWatcher, Request
+from tests.accounting import AccountedWatcher, Repeating, Request
 from tests.peers import Pairs
 
 
@@ -49,6 +49,7 @@ def test_a_second_result_is_noticed(genuine: tuple[Request, gaio.OpResult]) -> N
         ("size", 5),
         ("size", -1),
         ("error", LookupError("no such error may come")),
+        ("more", True),
     ],
 )
 def test_a_wrong_result_is_noticed(
@@ -58,6 +59,61 @@ def test_a_wrong_result_is_noticed(
     setattr(result, attribute, wrong)
     with pytest.raises(AssertionError):
         request.record(result)
+
+
+@pytest.fixture
+def repeating(pairs: Pairs) -> tuple[Repeating, gaio.OpResult, gaio.OpResult]:
+    """One that repeats, an arrival and the last result, that are beyond reproach, not booked yet."""
+    conn, peer = pairs.tcp()
+    with gaio.Watcher() as watcher:
+        watcher.read_start(conn)
+        peer.sendall(b"data")
+        results = watcher.wait_io(60)
+        results[0].buffer = memoryview(bytes(results[0].buffer))  # which is good after the next wait_io(), too
+        watcher.read_stop(conn)
+        while len(results) < 2:
+            results += watcher.wait_io(60)
+    arrival, last = results
+    return Repeating(gaio.READ, conn, 65536), arrival, last
+
+
+def test_a_repeating_request(repeating: tuple[Repeating, gaio.OpResult, gaio.OpResult]) -> None:
+    request, arrival, last = repeating
+    request.record(arrival)
+    request.record(last)
+    assert (request.messages, request.received, request.result) == ([b"data"], 4, last)
+
+
+def test_what_comes_after_the_last_result_is_noticed(
+    repeating: tuple[Repeating, gaio.OpResult, gaio.OpResult],
+) -> None:
+    request, arrival, last = repeating
+    request.record(last)
+    for late in (arrival, last):
+        with pytest.raises(AssertionError):
+            request.record(late)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "wrong"),
+    [
+        ("operation", gaio.WRITE),
+        ("conn", object()),
+        ("buffer", memoryview(bytearray(b"data"))),
+        ("buffer", None),
+        ("size", 3),
+        ("error", OSError("an arrival has none")),
+        ("more", False),
+        ("more", 1),
+    ],
+)
+def test_a_wrong_arrival_is_noticed(
+    repeating: tuple[Repeating, gaio.OpResult, gaio.OpResult], attribute: str, wrong: Any
+) -> None:
+    request, arrival, _ = repeating
+    setattr(arrival, attribute, wrong)
+    with pytest.raises(AssertionError):
+        request.record(arrival)
 
 
 def cheat(tamper: Callable[[list[gaio.OpResult]], list[gaio.OpResult]]) -> Any:

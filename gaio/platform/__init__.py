@@ -18,28 +18,41 @@ What a backend has to say of its own is never said by an errno: any of them may 
     unregister(descriptor)  stop watching it, before the core closes its number. Nothing of it is in flight.
     start(requests)         begin these requests, in batch; some may be in `completed` when this returns.
     cancel(request)         bring it back soon: with its result, if what it needs is there by now; else with
-                            CANCELLED or -EAGAIN. A kernel may cancel unasked: then too it is CANCELLED.
-    wait(timeout)           append to `completed` what has finished, waiting up to timeout seconds for the first
-                            (None = until something finishes or wake() is called, 0 = only look). May return
-                            with nothing.
+                            CANCELLED or -EAGAIN. Of one that repeats, what is there is an arrival, and then it comes
+                            back. A kernel may cancel unasked: then too it is CANCELLED.
+    wait(timeout)           append to `completed` what has finished, and to `arrivals` what has arrived, waiting up to
+                            timeout seconds for the first (None = until there is something or wake() is called,
+                            0 = only look). May return with nothing.
     completed               the list of requests that have come back; the core empties it.
+    arrivals                pairs of a request that repeats (`more`) and what has arrived for it: a view, of swap memory
+                            or of a copy, or the descriptor of an accepted connection. The request stays with the
+                            backend. It comes back, to `completed`, with the end of the stream, an error, or as after
+                            cancel(). The core empties this first: arrivals stand before the end. It adds to this the
+                            error of an accept that came back and is to go on.
+    full                    set by the core: too much waits to be delivered. What repeats brings no more until the next
+                            recycle().
     wake()                  make the wait() under way, or the next one, return. Any thread.
+    swap                    the swap memory, of which the callers' views are.
+    all_taken()             whether the kernel is done with the memory of every write that was started and has not come
+                            back, so that it may be replaced; called after wait(0).
     lend()                  swap memory written so far is being delivered to the caller.
     recycle()               swap memory delivered before may be written again.
     recycle_unused()        since the last recycle() nothing has completed that the caller will see: swap memory
                             taken since then, for nothing, may be written again.
     fileno()                a descriptor that polls as readable when wait(0) would find something, and after wake().
+    unfinished()            whether wait(0) has something to do that the descriptor does not tell.
     recover()               after an exception cut any of these calls short: finish what the kernel had answered
                             already, and return the requests that the kernel still holds. Everything else that has
                             not completed is to be forgotten: it is started again, or ended. What cancel() has
-                            returned for is never forgotten, for nobody cancels it again. Called twice: in the
-                            thread that was interrupted, whose errno still tells, and before the next turn.
+                            returned for is never forgotten, for nobody cancels it again. No arrival may be lost, nor
+                            come twice. Called twice: in the thread that was interrupted, whose errno still tells, and
+                            before the next turn.
     close()                 let go of everything. Nothing is in flight.
     abandon()               in the child after fork(2): the same without touching what the parent shares.
     describe()              which kernel features it uses, in a few words.
 
-All of it but register() and wake() is called by the leader, one thread at a time, though not always the same one.
-Any of these calls may be interrupted between two bytecodes by an exception such as KeyboardInterrupt:
+All of it but register(), wake(), fileno() and `swap` is for the leader, one thread at a time, though not always the
+same one. Any of these calls may be interrupted between two bytecodes by an exception such as KeyboardInterrupt:
 what the kernel has given must be in memory before then, and doing a step again must do no harm.
 """
 
@@ -62,7 +75,7 @@ if TYPE_CHECKING:
 # Descriptor.kind: how its bytes move, and what a short read says about it.
 STREAM = 0  # a TCP socket: a read that comes back short has emptied it
 SOCKET = 1  # any other stream socket
-# From here on a read gets one message, and loses what its buffer has no room for.
+# A read of these two gets one message, and loses what its buffer has no room for.
 DATAGRAM = 2  # no bytes is a message, not the end
 SEQPACKET = 3
 FILE = 4  # a pipe, terminal, eventfd …: read(2) and write(2) instead of recv(2) and send(2)
@@ -88,8 +101,8 @@ class SwapMemory(mmap.mmap):
         return ctypes.addressof(ctypes.c_char.from_buffer(self))
 
     def views(self, start: int, end: int) -> memoryview | SwapViews:
-        """What to slice for the views of this part that callers get."""
-        return SwapViews(self, start) if FREE_THREADED else memoryview(self)[start:end]
+        """What to slice for the views of this part that callers get: read-only, for they may be on their way out."""
+        return SwapViews(self, start) if FREE_THREADED else memoryview(self).toreadonly()[start:end]
 
 
 class SwapViews:
@@ -107,7 +120,7 @@ class SwapViews:
         self._start = start
 
     def __getitem__(self, part: slice) -> memoryview:
-        return memoryview(self._storage)[self._start + part.start : self._start + part.stop]
+        return memoryview(self._storage).toreadonly()[self._start + part.start : self._start + part.stop]
 
 
 if TYPE_CHECKING:
@@ -116,9 +129,10 @@ if TYPE_CHECKING:
         """What a backend sees of a request."""
 
         buffer: Any  # a swap read: set by the backend to the view of what arrived
+        more: bool  # a swap read or an accept that repeats: what comes for it are arrivals
         _queue: Any  # the Queue it stands at the head of
         # See gaio/memory.py; None = a swap read, an accept, or outbound: shutdown(2) for writing. For a swap read a
-        # backend may put its own there until it comes back.
+        # backend may put its own there, and the length of that into `_length`, until it comes back.
         _memory: Any
         _length: int  # of that memory; set to the bytes moved by a swap read that found no room in the arena
         _offset: int  # begin so many bytes into the memory
@@ -149,6 +163,9 @@ if TYPE_CHECKING:
 
         name: str
         completed: list[Any]
+        arrivals: list[tuple[Any, Any]]
+        full: bool
+        swap: SwapMemory
 
         def register(self, descriptor: Descriptor) -> None: ...
         def unregister(self, descriptor: Descriptor) -> None: ...
@@ -157,6 +174,8 @@ if TYPE_CHECKING:
         def wait(self, timeout: float | None) -> None: ...
         def wake(self) -> None: ...
         def fileno(self) -> int: ...
+        def unfinished(self) -> bool: ...
+        def all_taken(self) -> bool: ...
         def lend(self) -> None: ...
         def recycle(self) -> None: ...
         def recycle_unused(self) -> None: ...

@@ -1,20 +1,23 @@
 """The operations of epoll and kqueue, a block for each: the call that it tries, and what the outcome means.
 
 An attempt is one system call that does not wait. Its outcome completes the request, or parks it until the kernel
-reports an edge; `_readiness.py` does the parking, and decides when to try.
+reports an edge; of a request that repeats it may be an arrival, after which there is another attempt. `_readiness.py`
+does the parking, and decides when to try.
 
 To add an operation, write one method here and choose it in `_try_read` or `_try_write`. It does three things. If
 `_returned` is empty it stores the request in `_attempted` and makes a call that puts its result into `_returned`. It
-reads that result. It ends in `_complete` or `_park_or_complete`. (A connect is the exception: it may be called again.)
-Requests are told apart by the type of their memory and the kind of their descriptor: a new one that has the same as
-another needs a type of memory of its own.
+reads that result. It ends in `_complete` or `_park_or_complete`; of one that repeats, for what has arrived, as
+`_try_next_accept` does. (A connect is the exception: it may be called again.) Requests are told apart by the type of
+their memory, by the kind of their descriptor and by whether they repeat: a new one that has the same as another needs a
+type of memory of its own.
 
 Facts about interruption
     An exception such as KeyboardInterrupt can interrupt an attempt between any two bytecodes. What recv(2) returned is
     by then in `_returned`, put there by C code. recover() calls the method of the operation again: with a result in
     `_returned` it makes no call, and reads the outcome. Doing that twice changes nothing, because the view and the
     arena's fill are computed from the start of the attempt. The request goes into `completed` after all other stores
-    that are of its outcome, and recover() leaves alone what is there already.
+    that are of its outcome, and recover() leaves alone what is there already. An arrival goes into `arrivals` first:
+    whether it is there is told by how many there were before the attempt, `_arrived`.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ READY_UNTIL_EAGAIN = 2  # the end, an error or urgent data was reported: a short
 # -errno: ready until EAGAIN, and this error came with the edge; a read behind the bytes might not report it
 
 EAGAIN = -errno.EAGAIN
+ARRIVALS_A_TURN = 16  # of one request that repeats; then others come first
 _IN_PROGRESS = (errno.EINPROGRESS, errno.EALREADY, errno.EINTR)  # connect(2): wait until it is writable
 
 # A peer that has gone must not kill the process: SIGPIPE is suppressed per call, whatever the application has done with
@@ -56,11 +60,25 @@ SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 class Attempts(ABC):
     """One attempt at a time. What drives them is ReadinessBackend."""
 
+    # More attributes than an object without slots keeps as fast (30, in CPython 3.11).
+    __slots__ = (
+        *("completed", "arrivals", "full", "swap", "_arena", "_returned", "_attempted", "_arrived", "_unfinished"),
+        *("_stalled", "_last_try", "_segment", "_start", "_pointer", "_message", "_message_pointer", "_recv", "_send"),
+        *("_sendmsg", "_read", "_write", "_writev", "_accept", "_connect", "_shutdown", "_getsockopt", "_so_error"),
+    )
+
     def __init__(self, arena: SwapArena) -> None:
         self.completed: list[Any] = []
+        self.arrivals: list[tuple[Any, Any]] = []
+        self.full = False
+        self.swap = arena.storage
         self._arena = arena
         self._returned: list[int] = []  # what the call of the attempt under way returned, put there by C code
         self._attempted: Request | None = None
+        self._arrived = 0  # how many arrivals there were before the attempt under way
+        self._unfinished: dict[Any, None] = {}  # queues whose request repeats and has more to bring
+        self._stalled = False  # they wait for the next recycle()
+        self._last_try = False  # of a request that is being cancelled: what is there counts as arrived in time
         self._segment: Any = None  # the room in the arena that the attempt reads into, and
         self._start = 0  # where in it the bytes begin
         self._pointer = ctypes.c_void_p()
@@ -82,7 +100,9 @@ class Attempts(ABC):
 
     def _try_read(self, request: Any, queue: Any) -> None:
         kind = queue.descriptor.kind
-        if kind == LISTENER:
+        if request.more:
+            self._try_repeatedly(request, queue)
+        elif kind == LISTENER:
             self._try_accept(request, queue)
         elif kind == FILE:
             self._try_read_file(request, queue)
@@ -154,6 +174,7 @@ class Attempts(ABC):
             self._park_or_complete(request, queue, -ctypes.get_errno() if moved else 0)
 
     def _try_accept(self, request: Any, queue: Any) -> None:
+        """Any errno is the result. What EMFILE does to an accept is decided in gaio/outcome.py."""
         if not self._returned:
             _libc.keep_from_blocking(queue.fd)
             self._attempted = request
@@ -163,6 +184,98 @@ class Attempts(ABC):
             self._complete(request, queue, accepted)
         else:
             self._park_or_complete(request, queue, -ctypes.get_errno())
+
+    # --- inbound, again and again -----------------------------------------------------------------------------
+
+    def _try_repeatedly(self, request: Any, queue: Any) -> None:
+        """Attempts until there is nothing more, it is the turn of others, or there is no room: see retry()."""
+        kind = queue.descriptor.kind
+        returned = self._returned
+        queue.waiting = request
+        if kind == STREAM and not (returned or self.full):
+            # The common case in one piece: see _try_next_read(), which goes on where this finds another.
+            segment = self._segment = self._arena.room()
+            start = self._start = segment.used
+            asked = segment.size - start
+            if segment.batch >= 0:
+                arrivals = self.arrivals
+                self._arrived = len(arrivals)
+                self._pointer.value = segment.address + start
+                self._attempted = request
+                self._recv(queue.fd, self._pointer, asked, RECV_FLAGS)
+                moved = returned[0]
+                if 0 < moved < asked and queue.ready == READY:
+                    arrivals.append((request, segment.memory[start : start + moved]))
+                    segment.used = start + moved
+                    queue.ready = NOT_READY
+                    returned.clear()
+                    self._attempted = None
+                    return
+        attempt = self._try_next_accept if kind == LISTENER else self._try_next_read
+        for _ in range(ARRIVALS_A_TURN):
+            if not attempt(request, queue, kind):
+                return
+        self._unfinished[queue] = None
+
+    def _try_next_read(self, request: Any, queue: Any, kind: int) -> bool:
+        """Receive what is there into the arena; whether another attempt may bring more in this turn."""
+        if not self._returned:
+            segment = self._segment = self._arena.room(kind >= DATAGRAM)
+            if (segment.batch < 0 or self.full) and not self._last_try:
+                self._unfinished[queue] = None
+                self._stalled = True
+                return False
+            if kind == FILE:
+                _libc.keep_from_blocking(queue.fd)
+            start = self._start = segment.used
+            asked = segment.size - start
+            self._pointer.value = segment.address + start
+            self._arrived = len(self.arrivals)
+            self._attempted = request
+            if kind == FILE:
+                self._read(queue.fd, self._pointer, asked)
+            else:
+                self._recv(queue.fd, self._pointer, asked, RECV_FLAGS)
+        else:
+            segment, start = self._segment, self._start
+            asked = segment.size - start
+        moved = self._returned[0]
+        if moved < 0 or (not moved and kind != DATAGRAM):
+            self._park_or_complete(request, queue, -ctypes.get_errno() if moved else 0)
+            return False
+        if len(self.arrivals) == self._arrived:
+            self.arrivals.append((request, self._view(moved)))
+        if segment.batch >= 0:
+            segment.used = start + moved
+        if moved < asked and kind == STREAM and queue.ready == READY:
+            queue.ready = NOT_READY
+        self._returned.clear()
+        self._attempted = None
+        if moved == asked and kind < DATAGRAM:
+            self._unfinished[queue] = None  # a flood: let others come first
+            return False
+        return bool(queue.ready)
+
+    def _try_next_accept(self, request: Any, queue: Any, _kind: int) -> bool:
+        """Accept the next connection; whether there may be another."""
+        if not self._returned:
+            if self.full:
+                self._unfinished[queue] = None
+                self._stalled = True
+                return False
+            _libc.keep_from_blocking(queue.fd)
+            self._arrived = len(self.arrivals)
+            self._attempted = request
+            self._accept(queue.fd)
+        accepted = self._returned[0]
+        if accepted < 0:
+            self._park_or_complete(request, queue, -ctypes.get_errno())
+            return False
+        if len(self.arrivals) == self._arrived:
+            self.arrivals.append((request, accepted))
+        self._returned.clear()
+        self._attempted = None
+        return True
 
     # --- outbound -------------------------------------------------------------------------------------------
 
@@ -288,14 +401,18 @@ class Attempts(ABC):
         self._attempted = None
 
     def _show(self, request: Any, moved: int) -> None:
-        """Give the request a view of what was read into the arena, or a copy if that was a spare segment."""
-        segment, start = self._segment, self._start
-        if segment.batch >= 0:
-            request.buffer = segment.memory[start : start + moved]
-            segment.used = start + moved
+        """Give the request a view of what was read into the arena."""
+        request.buffer = self._view(moved)
+        if self._segment.batch >= 0:
+            self._segment.used = self._start + moved
         else:
-            request.buffer = memoryview(bytearray(segment.memory[:moved]))
             request._length = moved  # not the arena's: the view is the caller's to keep
+
+    def _view(self, moved: int) -> memoryview:
+        """Of what was read into the arena, or a copy if that was a spare segment."""
+        segment, start = self._segment, self._start
+        view: memoryview = segment.memory[start : start + moved]
+        return view if segment.batch >= 0 else memoryview(view.tobytes())
 
 
 def _left(request: Request) -> int:

@@ -113,7 +113,7 @@ class EpollBackend(ReadinessBackend):
         self._interest.remove(descriptor.fd)
 
     def wait(self, timeout: float | None) -> None:
-        if self._backing_off:
+        if self._backing_off or self._unfinished:
             timeout = self.retry(timeout)
         if timeout == 0:
             self._epoll_look(self._interest.fd, self._events_pointer, MAX_EVENTS, 0)

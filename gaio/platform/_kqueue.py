@@ -173,7 +173,7 @@ class KqueueBackend(ReadinessBackend):
         queue.entry = entry
 
     def wait(self, timeout: float | None) -> None:
-        if self._backing_off:
+        if self._backing_off or self._unfinished:
             timeout = self.retry(timeout)
         kevent: Callable[..., None] = self._kevent_wait
         time_pointer = None
@@ -207,8 +207,9 @@ class KqueueBackend(ReadinessBackend):
                 if flags & EV_EOF and fflags:
                     self.failed(descriptor, -fflags)
                 else:
-                    # Nobody waits: then nobody remembers the count either, see the facts about `data`.
-                    self.readable(descriptor, flags & UNTIL_EAGAIN or always or request is None)
+                    # Nobody waits, or for more than one count: then nobody compares it, see the facts about `data`.
+                    unknown = always or request is None or request.more
+                    self.readable(descriptor, flags & UNTIL_EAGAIN or unknown)
                     if request is not None and queue.waiting is None and 0 <= request._result < data:
                         queue.ready = READY_UNTIL_EAGAIN
             elif flags & EV_EOF and fflags:

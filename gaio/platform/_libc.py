@@ -67,7 +67,7 @@ _SETUP: dict[str, tuple[Any, ...]] = {
     "epoll_create1": (_int,),
     "epoll_ctl": (_int, _int, _int, _void_p),
     "eventfd": (_uint, _int),
-    # getsockopt(2), getsockname(2)
+    # getsockopt(2), getsockname(2), getpeername(2)
     "getsockopt": (_int, _int, _int, _void_p, _void_p),
     "getsockname": (_int, _void_p, _void_p),
     "getpeername": (_int, _void_p, _void_p),
@@ -265,25 +265,18 @@ def _initialize(sock: socket.socket, owner: SocketOwner, family: int) -> None:
     deque(zip(map(initialize, (owner.fileno(),)), map(SocketOwner.detach, (owner,)), strict=True), 0)
 
 
-def _address_by_ctypes(data: bytes) -> int:
-    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
-
-
 # In CPython an object's identity is its address. The bytes of a bytes object stand at its end, before a final zero.
 # ctypes knows the address too, and takes ten times as long: it is asked once, to compare.
-_BYTES_AT = bytes.__basicsize__ - 1
+BYTES_AT = bytes.__basicsize__ - 1
 
 
-def _address_by_identity(data: bytes) -> int:
-    return id(data) + _BYTES_AT
+def address_of(data: bytes) -> int:
+    """Where the bytes are; good for as long as the object is held."""
+    return id(data) + BYTES_AT
 
 
-# Where the bytes of a bytes object are. The address is good for as long as the object is held.
-address_of = (
-    _address_by_identity
-    if all(_address_by_identity(data) == _address_by_ctypes(data) for data in (b"", b"1", bytes(1000)))
-    else _address_by_ctypes
-)
+if any(address_of(it) != ctypes.cast(ctypes.c_char_p(it), ctypes.c_void_p).value for it in (b"", b"1", bytes(1000))):
+    raise ImportError("this interpreter does not keep bytes where CPython does")
 
 
 # mmap(2), madvise(2)
@@ -297,7 +290,7 @@ def map_shared(length: int, fd: int, offset: int) -> int:
     Children of fork(2) do not get it: it is the parent's, and copying it would change the pages that the kernel knows.
     """
     map_memory = LIBC.keeping_gil["mmap"]
-    map_memory.argtypes = (_void_p, ctypes.c_size_t, _int, _int, _int, _long)
+    map_memory.argtypes = (_void_p, _size_t, _int, _int, _int, _long)
     map_memory.restype = _void_p
     flags = mmap.MAP_SHARED if fd >= 0 else mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
     address = int(map_memory(None, length, PROT_READ_WRITE, flags, fd, offset) or 0)
@@ -310,5 +303,5 @@ def map_shared(length: int, fd: int, offset: int) -> int:
 def unmap_all(mapped: list[tuple[int, int]]) -> None:
     """munmap(2) these and empty the list, each once, as in `close_all`."""
     munmap = LIBC.keeping_gil["munmap"]
-    munmap.argtypes = (_void_p, ctypes.c_size_t)
+    munmap.argtypes = (_void_p, _size_t)
     deque(starmap(munmap, map(mapped.pop, repeat(-1, len(mapped)))), 0)

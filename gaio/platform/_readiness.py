@@ -108,11 +108,13 @@ class ReadinessBackend(Attempts):
             self._try_write(request, queue)
         elif not is_connecting(queue.descriptor):
             queue.ready = queue.ready or READY
+            self._last_try = True
             self._try_read(request, queue)
-        if queue.waiting is request:
-            self._complete(request, queue, CANCELLED)
+            self._last_try = False
         if queue.outbound:
             queue.ready = READY  # what follows may need no room, as another connect(2): it must not wait for an edge
+        if queue.waiting is request:
+            self._complete(request, queue, CANCELLED)
 
     def recover(self) -> list[Any]:
         error = ctypes.get_errno()
@@ -125,6 +127,8 @@ class ReadinessBackend(Attempts):
                 (self._try_write if queue.outbound else self._try_read)(request, queue)
             elif self._returned and not (error in _MADE_AGAIN or (error == errno.ENOBUFS and queue.outbound)):
                 self._complete(request, queue, -error)
+        self._last_try = False
+        self._unfinished.clear()  # started again, they find that they are ready still
         self._so_error.value = 0  # an interruption may come between its use and this
         self._returned.clear()
         self._attempted = None
@@ -139,13 +143,18 @@ class ReadinessBackend(Attempts):
 
     def lend(self) -> None:
         self._arena.lend()
-        if self._backing_off:
-            self.wake()  # it is to be tried again by time: a loop that this is nested in must come back for that
 
     def recycle(self) -> None:
         self._arena.recycle()
+        self._stalled = False
 
     recycle_unused = recycle  # which then changes nothing: room is taken only by bytes that come
+
+    def all_taken(self) -> bool:
+        return True  # send(2) copies
+
+    def unfinished(self) -> bool:
+        return bool(self._backing_off or self._unfinished)
 
     # --- parking --------------------------------------------------------------------------------------------
 
@@ -173,7 +182,23 @@ class ReadinessBackend(Attempts):
         self._attempted = None
 
     def retry(self, timeout: float | None) -> float | None:
-        """Before a wait while writes back off: try them if it is time. Returns how long to wait."""
+        """Before a wait: try what waits for no edge, if it is time. Returns how long to wait."""
+        if self._unfinished and not (self._stalled or self.full):
+            queues, self._unfinished = list(self._unfinished), {}
+            for place, queue in enumerate(queues):
+                request = queue.waiting
+                if request is not None and request.more:
+                    self._try_repeatedly(request, queue)
+                if self._stalled:
+                    # Those that found no room are the first the next time: floods, which go on, have had their turn.
+                    self._unfinished = {**dict.fromkeys(queues[place:]), **self._unfinished}
+                    break
+            if self.arrivals or self.completed or (self._unfinished and not self._stalled):
+                timeout = 0
+        return self._retry_writes(timeout) if self._backing_off else timeout
+
+    def _retry_writes(self, timeout: float | None) -> float | None:
+        """Try those that met ENOBUFS."""
         remaining = self._retry_at - monotonic()
         if remaining <= 0:
             queues, self._backing_off = self._backing_off, {}

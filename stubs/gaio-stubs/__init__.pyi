@@ -68,16 +68,19 @@ CONNECT: Final = Operation.CONNECT
 SHUTDOWN: Final = Operation.SHUTDOWN
 
 class OpResult:
-    """One finished request. Every submitted request yields exactly one."""
+    """One finished request. Every submitted request yields exactly one; one that repeats (read_start, accept_start)
+    yields one for each arrival, and a last one."""
 
     operation: Operation
     conn: Any  # the very object that was submitted
     context: Any  # handed back unchanged
-    # READ: the caller's buffer, or a memoryview of exactly `size` bytes of the swap arena; None where there are none
+    # READ: the caller's buffer, or a read-only memoryview of exactly `size` bytes of the swap arena; None where there
+    # are none
     # WRITE: what the caller passed. None of the others.
     buffer: Any
     size: int  # bytes moved, also when error is set (partial progress)
     error: Exception | None  # None, EOFError, a GaioError, or the OSError of the kernel
+    more: bool  # the request goes on: another result of it will follow
     @property
     def is_swap_buffer(self) -> bool: ...  # buffer lives in the swap arena: valid until the next wait_io()
     @property
@@ -92,7 +95,7 @@ class InvalidCPUError(GaioError, ValueError): ...
 class WatcherClosedError(GaioError, RuntimeError): ...
 class ConnClosedError(GaioError, ConnectionError): ...  # free() ended the request, or came before it
 class DeadlineError(GaioError, TimeoutError): ...
-class BackendUnavailableError(GaioError, OSError): ...  # a backend asked for by name cannot run here
+class BackendUnavailableError(GaioError, OSError): ...  # the backend that was asked for cannot run here, or none can
 
 class Stats(NamedTuple):
     conns: int  # connections delegated now
@@ -123,10 +126,16 @@ class Watcher:
     def read_full(
         self, conn: HasFileno, buf: Buffer, *, context: Any = None, timeout: float | None = None
     ) -> None: ...
+    # Repeats: a READ result with a swap view for each arrival, `more` True, until the end, an error or read_stop()
+    def read_start(self, conn: HasFileno, *, context: Any = None, timeout: float | None = None) -> None: ...
+    def read_stop(self, conn: HasFileno) -> None: ...  # then the last result comes: no error, size 0
     def write(
         self, conn: HasFileno, buf: Writable, *, context: Any = None, timeout: float | None = None
     ) -> None: ...
+    def unsent(self, conn: HasFileno) -> int: ...  # bytes of its writes that the kernel has not taken yet
     def accept(self, listener: HasFileno, *, context: Any = None, timeout: float | None = None) -> None: ...
+    def accept_start(self, listener: HasFileno, *, context: Any = None) -> None: ...  # repeats, as read_start() does
+    def accept_stop(self, listener: HasFileno) -> None: ...
     def connect(
         self, conn: HasFileno, address: Any, *, context: Any = None, timeout: float | None = None
     ) -> None: ...
@@ -137,7 +146,7 @@ class Watcher:
     # --- harvest: one consumer thread
     def wait_io(self, timeout: float | None = None) -> list[OpResult]: ...  # [] when timeout passes
     def __iter__(self) -> Iterator[OpResult]: ...  # until closed
-    def fileno(self) -> int: ...  # readable while results wait: nests in asyncio, trio, select
+    def fileno(self) -> int: ...  # readable when wait_io(0) has something to do or give: nests in asyncio, trio, select
 
     # --- life
     def close(self) -> None: ...  # idempotent; every pending request still completes, with WatcherClosedError

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gaio import memory
-from gaio.memory import COPY_LIMIT, KEPT_COPIES, Copies, Copy, Vector, iovec, memory_for_write, pin_for_read
+from gaio.memory import COPY_LIMIT, LENT_FROM, Lent, Vector, iovec, memory_for_write, pin_for_read
 from gaio.platform import SwapMemory
 
 PARTS = st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=20)
@@ -119,37 +119,27 @@ def test_a_view_of_swap_memory_is_copied() -> None:
     assert b"".join(ctypes.string_at(entry.iov_base, entry.iov_len) for entry in entries) == before
 
 
-def test_copies_are_each_their_own_and_use_the_memory_of_those_that_are_gone() -> None:
-    copies = Copies(2 * COPY_LIMIT)
-    storage = bytearray(COPY_LIMIT + 1)
-    view = memoryview(storage)
-
-    def made_of(byte: int) -> bytes:
-        storage[:] = bytes([byte]) * len(storage)
-        made.append(copies.copy(view))
-        return bytes(storage)
-
-    def content(memory: bytes | Copy) -> bytes:
-        return memory if isinstance(memory, bytes) else ctypes.string_at(memory.address, len(storage))
-
-    def addresses() -> set[int]:
-        return {memory.address for memory in made if isinstance(memory, Copy)}
-
-    made: list[bytes | Copy] = []
-    expected = [made_of(byte) for byte in range(KEPT_COPIES + 10)]
-    assert [content(memory) for memory in made] == expected
-    assert [type(memory) for memory in made[KEPT_COPIES:]] == [bytes] * 10  # beyond the limit, still a copy
-    used = addresses()
-    assert len(used) == KEPT_COPIES
-    made.clear()
-    for byte in range(3 * KEPT_COPIES):
-        expected = [made_of(byte)]
-        assert [content(memory) for memory in made] == expected
-        assert len(addresses() & used) == 1
-        made.clear()
+def test_a_large_view_of_the_watchers_own_swap_memory_is_lent() -> None:
+    storage = SwapMemory(-1, 2 * LENT_FROM)
+    storage[:] = bytes(range(256)) * (2 * LENT_FROM // 256)
+    view = memoryview(storage).toreadonly()[7 : 7 + LENT_FROM]
+    memory, length = memory_for_write(view, storage)
+    assert isinstance(memory, Lent)
+    assert ctypes.string_at(memory.address, length) == view
+    copy = memory.copy(length)
+    expected = bytes(view)
+    storage[:] = bytes(len(storage))
+    assert copy == expected
 
 
-def test_what_is_larger_than_the_memory_for_copies_is_copied_all_the_same() -> None:
-    storage = swap_memory(bytes(range(256)) * (COPY_LIMIT // 128))
-    memory, _ = memory_for_write(storage, Copies(COPY_LIMIT))
-    assert memory == bytes(storage)
+@pytest.mark.parametrize("length", [LENT_FROM - 1, COPY_LIMIT + 1, 1])
+def test_a_smaller_view_is_copied(length: int) -> None:
+    storage = SwapMemory(-1, LENT_FROM)
+    memory, _ = memory_for_write(memoryview(storage)[:length], storage)
+    assert memory == bytes(length)
+
+
+def test_a_view_that_another_watcher_lent_is_copied() -> None:
+    storage = SwapMemory(-1, LENT_FROM)
+    memory, _ = memory_for_write(memoryview(storage), SwapMemory(-1, LENT_FROM))
+    assert memory == bytes(LENT_FROM)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,7 +42,7 @@ def test_views_stay_intact_until_the_next_batch_is_fetched(
             moved = min(length, room)
             stamp = (stamp + 1) % 256
             view = segment.memory[segment.used : segment.used + moved]
-            view[:] = bytes([stamp]) * moved
+            ctypes.memmove(segment.address + segment.used, bytes([stamp]) * moved, moved)
             if segment.batch >= 0:
                 segment.used += moved
             else:

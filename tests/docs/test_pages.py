@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import select
 import signal
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ from tests import child
 from tests.backends import Name
 from tests.docs.pages import PAGES, Program, programs
 from tests.environment import ROOT
-from tests.peers import pattern, receive_until_eof
+from tests.peers import pattern, receive_until_eof, reset
 from tests.server_process import PYTHON, listening
+from tests.waiting import LIMIT, Background
 
 # What Go's gaio exports: its functions and methods, the fields of OpResult, its errors.
 NAMES_IN_GO = {
@@ -87,6 +90,36 @@ def test_the_front_page_begins_with_a_server() -> None:
     assert first.page == ROOT / "README.md"
     assert first.is_server
     assert len(first.code.strip().splitlines()) <= 20
+
+
+def test_the_server_of_the_front_page_survives(backend: Name) -> None:
+    """More clients than it has descriptors for, some that break off, and one that has finished sending long before it
+    has its echo.
+    """
+    few = ("/bin/sh", "-c", f'ulimit -n 32; GAIO_BACKEND={backend} exec "$@"', "sh")
+    payload = pattern(4 << 20)
+    with listening(*few, *PYTHON, "-c", child.program(next(programs()).code)) as server:
+        with ExitStack() as stack:
+            crowd = [stack.enter_context(server.client()) for _ in range(40)]
+            for client in crowd:
+                client.sendall(b"x")
+            served: list[socket.socket] = []
+            while len(served) < 16:  # the others wait, or are turned away: to take one over needs a second descriptor
+                served, _, _ = select.select(crowd, (), (), LIMIT)
+                assert served
+        for _ in range(20):
+            with server.client() as client:
+                client.sendall(payload[:100_000])
+                reset(client)
+
+        def send() -> None:
+            client.sendall(payload)
+            client.shutdown(socket.SHUT_WR)
+
+        with server.client() as client:
+            sending = Background(send)
+            assert receive_until_eof(client) == payload
+            sending.result()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

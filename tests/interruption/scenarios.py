@@ -204,7 +204,238 @@ def read_datagrams(world: World) -> Iterator[Act]:
     assert [(read.data, read.error) for read in reads] == [(b"", None), (b"not empty", None)]
 
 
+# --- reads that repeat ----------------------------------------------------------------------------------------
+
+
+def _until(world: World, condition: Callable[[], object], waiting_for: str) -> None:
+    limit = TimeLimit(SECONDS)
+    while not condition():
+        world.watcher.wait(limit.left(waiting_for))
+
+
+@scenario()
+def read_again_and_again(world: World) -> Iterator[Act]:
+    """Arrivals of several connections in one turn, of every kind that a backend treats in its own way."""
+    ends: list[tuple[Closable, Closable]] = [world.pairs.tcp(), world.pairs.unix(socket.SOCK_DGRAM)]
+    ends += [world.pairs.tcp(), world.pairs.unix(), world.pairs.pipe_to_read(), world.pairs.udp()]
+    reads = [world.watcher.read_start(conn) for conn, _ in ends]
+    assert world.watcher.wait(0) == []
+    for _, peer in ends:
+        os.write(peer.fileno(), b"first")
+    yield lambda: _until(world, lambda: all(read.received == 5 for read in reads), "the first")
+    _until(world, lambda: all(read.received >= 5 for read in reads), "the first")
+    for _, peer in ends:
+        os.write(peer.fileno(), b"second")
+    _until(world, lambda: all(read.received >= 11 for read in reads), "the second")
+    assert [read.stream for read in reads] == [b"firstsecond"] * len(reads)
+    assert reads[1].messages == reads[5].messages == [b"first", b"second"]
+
+
+@scenario(swap_size=16)
+def read_a_flood_again_and_again(world: World) -> Iterator[Act]:
+    """More than a turn takes, and in pieces, as a small arena takes it; and then the end."""
+    conn, peer = world.pairs.tcp()
+    datagrams, to_datagrams = world.pairs.unix(socket.SOCK_DGRAM)
+    read, messages = world.watcher.read_start(conn), world.watcher.read_start(datagrams)
+    sent = pattern(600)
+    peer.sendall(sent)
+    peer.shutdown(socket.SHUT_WR)
+    for number in range(5):
+        to_datagrams.send(b"message %d" % number)
+
+    def act() -> None:
+        _until(world, lambda: read.result and len(messages.messages) == 5, "all of it")
+
+    yield act
+    _until(world, lambda: read.result and len(messages.messages) >= 5, "all of it")
+    assert read.stream == sent
+    assert isinstance(read.error, EOFError)
+    assert messages.messages == [b"message %d" % number for number in range(5)]
+
+
+@scenario()
+def read_datagrams_among_bytes(world: World) -> Iterator[Act]:
+    """Of both there is something in the completion queue at the same time: the bytes first, and then the datagram."""
+    (conn, peer), (datagrams, to_datagrams) = world.pairs.tcp(), world.pairs.unix(socket.SOCK_DGRAM)
+    read, messages = world.watcher.read_start(conn), world.watcher.read_start(datagrams)
+    assert world.watcher.wait(0) == []
+    for number in range(3):
+        to_datagrams.send(b"message %d" % number)
+    sent = 0
+
+    def act() -> None:
+        nonlocal sent
+        limit = TimeLimit(SECONDS)
+        while len(messages.messages) < 3:
+            peer.send(b"x")
+            sent += 1
+            world.watcher.wait(0)
+            limit.left("the messages")
+
+    yield act
+    act()
+    to_datagrams.send(b"the last")
+    _until(world, lambda: len(messages.messages) >= 4 and read.received >= sent, "the rest")
+    assert messages.messages == [b"message 0", b"message 1", b"message 2", b"the last"]
+    assert read.received == sent
+
+
+@scenario()
+def stop_reading(world: World) -> Iterator[Act]:
+    """Bytes and the stop come together: no byte is lost or doubled, and what comes later is for the next read."""
+    ends = [world.pairs.tcp(), world.pairs.unix(socket.SOCK_SEQPACKET)]
+    reads = [world.watcher.read_start(conn) for conn, _ in ends]
+    behind = [world.watcher.read(conn) for conn, _ in ends]
+    assert world.watcher.wait(0) == []
+    for _, peer in ends:
+        peer.send(b"before")
+
+    def act() -> None:
+        for conn, _ in ends:
+            world.watcher.read_stop(conn)
+        world.watcher.finish(*reads)
+
+    yield act
+    act()
+    assert [read.error for read in reads] == [None, None]
+    for (_, peer), read in zip(ends, reads, strict=True):
+        if read.received:
+            peer.send(b"behind")
+    world.watcher.finish(*behind)
+    for read, following in zip(reads, behind, strict=True):
+        assert (read.stream, following.data) in [(b"before", b"behind"), (b"", b"before")]
+
+
+@scenario()
+def deadline_of_a_read_that_repeats(world: World) -> Iterator[Act]:
+    """One gets a byte when its deadline has passed, and one does not."""
+    (one, to_one), (two, _), (three, to_three) = (world.pairs.tcp() for _ in range(3))
+    reads = [world.watcher.read_start(conn, timeout=0.001) for conn in (one, two, three)]
+    world.watcher.wait(0)
+    to_one.send(b"x")
+    to_three.send(b"x")
+    yield lambda: world.watcher.finish(*reads)
+    world.watcher.finish(*reads)
+    assert all(isinstance(read.error, gaio.DeadlineError) for read in reads)
+    for conn, read in ((one, reads[0]), (three, reads[2])):
+        if not read.received:
+            rest = world.watcher.read(conn)
+            world.watcher.finish(rest)
+            assert rest.data == b"x"
+
+
+@scenario()
+def free_a_read_that_repeats(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.tcp()
+    read = world.watcher.read_start(conn)
+    assert world.watcher.wait(0) == []
+    peer.send(b"before")
+
+    def act() -> None:
+        world.watcher.free(conn)
+        world.watcher.finish(read)
+
+    yield act
+    act()
+    assert isinstance(read.error, gaio.ConnClosedError)
+    assert read.stream in (b"", b"before")
+
+
 # --- writes ---------------------------------------------------------------------------------------------------
+
+
+@scenario()
+def write_many_small_ones(world: World) -> Iterator[Act]:
+    """They leave together, as far as there is room: what the kernel takes ends in the middle of one of them."""
+    conn, peer = world.pairs.unix()
+    conn.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    sent = [pattern(700, number % 4) for number in range(20)]
+    writes = [world.watcher.write(conn, part) for part in sent]
+    large = world.watcher.write(conn, bytearray(10_000))
+    last = [world.watcher.write(conn, b"a"), world.watcher.write(conn, b"b", timeout=1000)]
+    last.append(world.watcher.shutdown(conn))
+    received = bytearray()
+    peer.setblocking(False)
+    wanted = 20 * 700 + 10_000 + 2
+
+    def act() -> None:
+        limit = TimeLimit(SECONDS)
+        while len(received) < wanted:
+            world.watcher.wait(0)
+            with contextlib.suppress(BlockingIOError):
+                received.extend(peer.recv(1000))
+            limit.left(f"the last {wanted - len(received)} bytes")
+
+    yield act
+    act()
+    world.watcher.finish(*writes, large, *last)
+    assert received == b"".join(sent) + bytes(10_000) + b"ab"
+    assert not any(request.error for request in (*writes, large, *last))
+    assert world.watcher.watcher.unsent(conn) == 0
+
+
+@scenario()
+def free_among_small_writes(world: World) -> Iterator[Act]:
+    """The sizes of all of them tell what the peer gets."""
+    conn, peer = world.pairs.unix()
+    conn.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    sent = [pattern(700, number % 4) for number in range(20)]
+    writes = [world.watcher.write(conn, part) for part in sent]
+
+    def act() -> None:
+        world.watcher.wait(0)
+        world.watcher.free(conn)
+        world.watcher.finish(*writes)
+
+    yield act
+    act()
+    world.watcher.wait(0)
+    assert receive_until_eof(peer) == b"".join(sent)[: sum(write.size for write in writes)]
+    assert all(write.size == 700 if write.error is None else write.size < 700 for write in writes)
+
+
+@scenario(swap_size=65536)
+def write_large_views_where_they_are(world: World) -> Iterator[Act]:
+    """They are begun, or copied, before their memory is written anew."""
+    source, to_source = world.pairs.unix()
+    conn, peer = world.pairs.unix()
+    conn.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    messages = [pattern(40_000, number) for number in range(3)]
+    received, written = bytearray(), bytearray()
+    writes: list[Request] = []
+    peer.setblocking(False)
+
+    def take() -> None:
+        with contextlib.suppress(BlockingIOError):
+            received.extend(peer.recv(3000))
+
+    read = world.watcher.read_start(source)
+    to_source.sendall(messages[0])
+    _until(world, lambda: read.received >= 40_000, "the first message")
+    view = world.watcher.last_view
+    assert view is not None
+    start = read.received - len(view)
+    writes += [world.watcher.write(conn, view), world.watcher.write(conn, view[1:])]
+    written += messages[0][start:] + messages[0][start + 1 :]
+    to_source.sendall(messages[1])
+
+    def act() -> None:
+        limit = TimeLimit(SECONDS)
+        while read.received < 80_000:
+            world.watcher.wait(0)
+            limit.left("the second message")
+        while len(received) < len(written):
+            world.watcher.wait(0)
+            take()
+            limit.left("what was written")
+
+    yield act
+    to_source.sendall(messages[2])
+    act()
+    _until(world, lambda: read.received == 120_000, "the third message")
+    world.watcher.finish(*writes)
+    assert read.stream == b"".join(messages)
+    assert received == written
 
 
 @scenario()
@@ -554,6 +785,35 @@ def _use(world: World, conn: socket.socket, peer: socket.socket, requests: list[
 
 
 # --- requests that move no bytes ------------------------------------------------------------------------------
+
+
+@scenario()
+def accept_again_and_again(world: World) -> Iterator[Act]:
+    """Each client is accepted once; those that come after the stop are not."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    accept = world.watcher.accept_start(listener)
+    assert world.watcher.wait(0) == []
+    clients = [socket.create_connection(address, timeout=SECONDS) for _ in range(4)]
+    world.pairs.also_close(*clients)
+
+    def act() -> None:
+        _until(world, lambda: len(accept.arrivals) >= 4, "the clients")
+        world.watcher.accept_stop(listener)
+        world.watcher.finish(accept)
+
+    yield act
+    act()
+    assert (accept.errors, accept.error) == ([], None)
+    late = socket.create_connection(address, timeout=SECONDS)
+    world.pairs.also_close(late, *accept.connections)
+    assert [sock.getpeername() for sock in accept.connections] == [client.getsockname() for client in clients]
+    one = world.watcher.accept(listener)
+    world.watcher.finish(one)
+    world.pairs.also_close(one.accepted)
+    assert one.accepted.getpeername() == late.getsockname()
+    world.watcher.free(listener)
+    world.watcher.wait(0)
 
 
 @scenario()

@@ -39,7 +39,7 @@ def test_an_opcode_that_is_not_known_is_named(monkeypatch: pytest.MonkeyPatch) -
 def test_an_ending_of_a_with_that_is_not_recognized_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opcodes, "_ends_of_with", lambda _: iter(()))
     messages = opcodes.not_understood.__wrapped__()
-    assert any("ends a `with` in close() of engine.py" in message for message in messages), messages
+    assert any("ends a `with` in close() of closing.py" in message for message in messages), messages
 
 
 def test_no_code_rebinds_what_other_code_loads() -> None:

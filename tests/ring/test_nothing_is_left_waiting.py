@@ -13,8 +13,8 @@ import pytest
 import gaio
 from gaio.platform import _writability
 from gaio.platform._io_uring import buffers
-from gaio.platform._io_uring.backend import _WAKE
 from gaio.platform._io_uring.ring import Ring
+from gaio.platform._io_uring.submission import WAKE
 from tests.accounting import MakeWatcher
 from tests.faulty_libc import FaultyLibc, enters_ring
 from tests.interruption.opcodes import Opcode, Strike, at_opcodes, interrupted_at, told_of_opcodes
@@ -85,7 +85,7 @@ def test_results_of_making_room(make_ring: MakeRing, pairs: Pairs) -> None:
     ends = [pairs.unix() for _ in range(2)]
     with leading(watcher):
         ring: Any = watcher.watcher._leader.engine.backend
-        assert _WAKE not in ring._armed
+        assert WAKE not in ring._armed
         for conn, _ in ends:
             watcher.write(conn, b"x")
         results = watcher.watcher.wait_io()  # for as long as it takes
@@ -102,7 +102,7 @@ def test_a_wakeup_that_was_taken_in_making_room(make_ring: MakeRing, pairs: Pair
     with leading(watcher):
         ring: Any = watcher.watcher._leader.engine.backend
         turn(0, ring.wait)
-        assert _WAKE in ring._armed
+        assert WAKE in ring._armed
         for conn, _ in ends:
             watcher.read(conn)
         ring.wake()

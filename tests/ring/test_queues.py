@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import gaio
-from gaio.platform._io_uring import abi
+from gaio.platform._io_uring import abi, submission
 from gaio.platform._io_uring import backend as its_module
 from tests.peers import Pairs, pattern, receive_exactly
 from tests.ring.conftest import MakeRing, leading
@@ -153,7 +153,7 @@ def test_a_wake_up_that_the_kernel_gave_up_is_armed_again(make_ring: MakeRing, p
     def given_up() -> bool:
         ring.ring.enter()
         ring._reap()
-        return its_module._WAKE not in ring._armed
+        return submission.WAKE not in ring._armed
 
     for _ in range(5):
         ends = [pairs.unix() for _ in range(20)]

@@ -8,80 +8,32 @@ been answered may come back later. Beyond the contract it only checks that the e
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from gaio.memory import Vector, iovec
-from gaio.platform import CANCELLED, FILE
-from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, WRITE, Operation
+from gaio.result import ACCEPT, READ, WRITE
+from tests.simulation.kernel import Flight, Kernel
 from tests.simulation.model import PENDING, Chance, Link, Record, Violation
 
 if TYPE_CHECKING:
     from gaio.platform import Descriptor
-    from tests.simulation.program import Simulation
-
-# What each call may say beside success, from its man page; CANCELLED: the kernel cancels unasked.
-_EVERY = ("EINTR", "ECANCELED", "EIO", "EBADF", "ENOMEM", "EINVAL")
-_ERRORS: dict[Operation, tuple[str, ...]] = {
-    READ: (*_EVERY, "EAGAIN", "ENOBUFS", "ECONNRESET", "ETIMEDOUT", "EHOSTUNREACH", "ENOTCONN", "ECONNREFUSED"),
-    WRITE: (*_EVERY, "EAGAIN", "ENOBUFS", "EPIPE", "ECONNRESET", "EMSGSIZE", "ENETDOWN", "EDESTADDRREQ", "EPERM"),
-    ACCEPT: (
-        *_EVERY,
-        *("EAGAIN", "ECONNABORTED", "EPROTO", "ENETDOWN", "ENETUNREACH", "EHOSTDOWN", "EHOSTUNREACH", "ENOPROTOOPT"),
-        *("EOPNOTSUPP", "EMFILE", "EMFILE", "ENFILE", "ENOBUFS", "EPERM"),
-    ),
-    CONNECT: (*_EVERY, "EAGAIN", "ECONNREFUSED", "ETIMEDOUT", "ENETUNREACH", "EALREADY", "EISCONN", "EADDRINUSE"),
-    SHUTDOWN: (*_EVERY, "ENOTCONN", "ENOBUFS"),
-}
-ERRORS = {
-    operation: (CANCELLED, CANCELLED, *(-getattr(errno, name) for name in names))
-    for operation, names in _ERRORS.items()
-}
-SWAP_READ = 300  # the most bytes that a read without a buffer gets
+    from tests.simulation.world import World
 
 
-class Flight:
-    """A request that was started and has not come back."""
-
-    __slots__ = ("request", "record", "cancelling", "parked", "answer", "view", "taken")
-
-    def __init__(self, request: Any) -> None:
-        self.request = request
-        self.record: Record = request.context
-        self.cancelling = False
-        self.parked = False  # until a buffer is given back
-        self.answer: int | None = None
-        self.view: memoryview | None = None
-        self.taken: list[bytearray] = []  # swap memory, also where it was for nothing
-
-
-class SimulatedBackend:
+class SimulatedBackend(Kernel):
     """See above."""
 
     name = "simulation"
 
-    def __init__(self, world: Simulation, chance: Chance) -> None:
+    def __init__(self, world: World, chance: Chance) -> None:
+        super().__init__(world, chance)
         self.completed: list[Any] = []
-        self.world = world
-        self.chance = chance
-        self.holds = chance.happens(0.5)  # as io_uring does
-        self.at_once = chance.one_of((0.0, 0.3, 0.9))  # how often a request is tried when it is started
-        self.later = chance.one_of((0.3, 0.8, 1.0))  # how often in each wait
-        self.comes_back = chance.one_of((0.4, 0.9, 1.0))  # how often what is answered comes back with a wait
-        self.whole = chance.one_of((0.1, 0.6, 1.0))  # how often as many bytes move as can
-        self.fails = chance.one_of((0.0, 0.03, 0.15))
-        self.prompt = False  # everything is answered at once and nothing fails
+        self.swap: Any = None  # views of it are lent by the program itself
         self.flights: dict[int, Flight] = {}  # by the token of the queue
         self.registered: dict[int, Descriptor] = {}
         self.links: dict[int, Link] = {}
         self.markers: list[weakref.ref[Any]] = []  # of queues, which cannot be referred to weakly themselves
-        # Swap memory: free buffers, those that have come back since the last lend(), and those lent.
-        self.free = chance.one_of((1, 2, 1000))
-        self.taken: list[bytearray] = []
-        self.lent: list[bytearray] = []
-        self.strikes = 0  # KeyboardInterrupt when this is counted down to 0
+        self.lent: list[bytearray] = []  # swap memory
         self.idle = 0  # waits in a row that brought nothing
         self.closed = False
 
@@ -114,10 +66,10 @@ class SimulatedBackend:
         if flight is not None and flight.request is request and flight.answer is None:
             self.world.note("cancel", flight.record)
             if not self.holds:
-                self._end(flight)
+                self.end(flight)
                 self._bring_back(flight)
             elif self.chance.happens(0.3):
-                self._end(flight)
+                self.end(flight)
             else:
                 flight.cancelling = True
         self.strike()
@@ -125,14 +77,16 @@ class SimulatedBackend:
     def wait(self, timeout: float | None) -> None:
         self._check_open()
         chance, prompt = self.chance, self.prompt
+        if timeout != 0 and (self.completed or self.arrivals):
+            raise Violation("waits, and what is there already is not delivered meanwhile")
         self.strike()
         self.world.while_waiting()
         for flight in list(self.flights.values()):
             if flight.answer is None and (prompt or chance.happens(self.later)):
                 if flight.cancelling:
-                    self._end(flight)
+                    self.end(flight)
                 else:
-                    self._try(flight)
+                    self.attempt(flight)
         answered = [flight for flight in self.flights.values() if flight.answer is not None]
         if not prompt:
             chance.shuffle(answered)
@@ -140,7 +94,7 @@ class SimulatedBackend:
         for flight in answered:
             self._bring_back(flight)
             self.strike()
-        if answered or self.completed:
+        if answered or self.completed or self.arrivals:
             self.idle = 0
         elif timeout != 0:
             self.world.pass_time(timeout)
@@ -154,6 +108,13 @@ class SimulatedBackend:
 
     def fileno(self) -> int:
         return -1
+
+    def unfinished(self) -> bool:
+        return False
+
+    def all_taken(self) -> bool:
+        self._check_open()
+        return not any(flight.memory is not None and flight.answer is None for flight in self.flights.values())
 
     def lend(self) -> None:
         self._check_open()
@@ -173,14 +134,22 @@ class SimulatedBackend:
         self._check_open()
         if self.world.leader.engine.outbox or any(request.operation is READ for request in self.completed):
             raise Violation("recycle_unused() with results that the caller will see")
-        self._free(self.taken)
-        self.taken = []
+        if any(request.operation is READ for request, _ in self.arrivals):
+            raise Violation("recycle_unused() with arrivals that the caller will see")
+        self._free(self.taken + self.lent)  # a backend may take this for another recycle()
+        self.taken, self.lent = [], []
 
     def recover(self) -> list[Any]:
         self.strike()
         for flight in list(self.flights.values()):
             if flight.answer is not None and (not self.holds or self.chance.happens(0.5)):
                 self._bring_back(flight)
+            elif flight.answer is None and flight.record.repeats and self.chance.happens(0.1):
+                self.attempt(flight)
+                if flight.answer is not None and not self.holds:
+                    self._bring_back(flight)
+        for request, _ in self.arrivals:
+            request.context.put_off(self.world.clock)
         if not self.holds:
             self.flights.clear()
         self.strike()
@@ -197,13 +166,7 @@ class SimulatedBackend:
     def describe(self) -> str:
         return "in memory"
 
-    # --- the kernel -----------------------------------------------------------------------------------------
-
-    def strike(self) -> None:
-        if self.strikes:
-            self.strikes -= 1
-            if not self.strikes:
-                self.world.interrupted()
+    # --- requests -----------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
         if self.closed:
@@ -214,9 +177,7 @@ class SimulatedBackend:
         self.markers.append(weakref.ref(marker))
 
     def _free(self, buffers: list[bytearray]) -> None:
-        for memory in buffers:
-            memory[:] = bytes(len(memory))  # they are written again from now on
-        self.free += len(buffers)
+        self.free_buffers(buffers)
         for flight in self.flights.values():
             flight.parked = False
 
@@ -240,12 +201,20 @@ class SimulatedBackend:
             raise Violation(f"{record} is started again after the answers {record.answers}")
         if request._offset != record.moved:
             raise Violation(f"{record} is started from byte {request._offset}, but {record.moved} have moved")
+        if request.more is not record.repeats:
+            raise Violation(f"{record} is started with more {request.more}")
+        if self.world.clock < record.held_until and not self.world.disturbed:
+            raise Violation(f"{record} was not held back")
         if not queue.entry:
             self._mark(queue)
         self.world.note("start", record)
-        flight = self.flights[token] = Flight(request)
+        flight = Flight(request)
+        if record.operation is WRITE:
+            flight.joined = self.joined(request, record)
+            flight.memory = request._memory if self.holds else None
+        self.flights[token] = flight
         if self.prompt or self.chance.happens(self.at_once):
-            self._try(flight)
+            self.attempt(flight)
             if flight.answer is not None and not self.holds and self.chance.happens(0.8):
                 self._bring_back(flight)
 
@@ -258,108 +227,8 @@ class SimulatedBackend:
         self.completed.append(request)
         del self.flights[request._queue.token]
 
-    def _answer(self, flight: Flight, number: int) -> None:
-        flight.answer = number
-        flight.record.answer(number, self.world.clock)
-        self.world.note("answer", flight.record, number)
-
-    def _end(self, flight: Flight) -> None:
-        """It is cancelled: with its result, if what it needs is there by now."""
-        flight.parked = False
-        self._try(flight)
-        if flight.answer is None:
-            says_eagain = flight.record.operation <= ACCEPT and self.chance.happens(0.3)
-            self._answer(flight, -errno.EAGAIN if says_eagain else CANCELLED)
-
-    def _try(self, flight: Flight) -> None:
-        """One attempt: it is answered, or goes on waiting."""
-        if flight.parked:
-            return
-        record = flight.record
-        operation = record.operation
-        if not self.prompt and self.chance.happens(self.fails):
-            if flight.request._memory is None and operation is READ and self.free and self.chance.happens(0.3):
-                self._take_buffer(flight, b"")  # for nothing
-            self._answer(flight, self.chance.one_of(ERRORS[operation]))
-        elif operation is READ:
-            self._try_read(flight, record.link)
-        elif operation is WRITE:
-            self._try_write(flight, record.link)
-        elif operation is ACCEPT:
-            if record.link.backlog:
-                record.link.backlog -= 1
-                self._answer(flight, self.world.new_descriptor())
-        elif operation is SHUTDOWN or self.prompt or self.chance.happens(0.5):
-            self._answer(flight, 0)
-
-    def _try_read(self, flight: Flight, link: Link) -> None:
-        request, chance = flight.request, self.chance
-        if not link.has_something_to_read():
-            return
-        memory = request._memory
-        left = SWAP_READ if memory is None else request._length - request._offset
-        if link.keeps_boundaries():
-            data = link.messages[0][:left] if link.messages else b""  # what is longer is cut off
-        else:
-            size = min(left, link.sent - link.taken)
-            if size and not (self.prompt or chance.happens(self.whole)):
-                size = chance.between(1, size)
-            data = link.stretch(link.taken, size)
-        if data:
-            if memory is None:
-                if flight.cancelling and not self.free:
-                    # Nothing waits for a buffer that is cancelled: it gets memory of its own.
-                    flight.view = memoryview(bytearray(data))
-                    request._length = len(data)
-                elif not self.free:
-                    flight.parked = True
-                    return
-                else:
-                    flight.view = memoryview(self._take_buffer(flight, data))
-            else:
-                ctypes.memmove(memory.address + request._offset, data, len(data))
-        if link.messages:
-            del link.messages[0]
-        else:
-            link.taken += len(data)
-        link.given += data
-        self._answer(flight, len(data))
-
-    def _take_buffer(self, flight: Flight, data: bytes) -> bytearray:
-        self.free -= 1
-        memory = bytearray(data)
-        flight.taken.append(memory)
-        return memory
-
-    def _try_write(self, flight: Flight, link: Link) -> None:
-        request, chance = flight.request, self.chance
-        left = request._length - request._offset
-        if not link.room:
-            return
-        if link.keeps_boundaries():
-            size = left
-        else:
-            size = min(left, link.room)
-            if not (self.prompt or chance.happens(self.whole)):
-                size = chance.between(0 if link.kind == FILE else 1, size)
-        link.received += _bytes_of(request, size)
-        link.room = max(0, link.room - size)
-        self._answer(flight, size)
-
 
 class Marker:
     """Lives as long as the queue whose `entry` it is."""
 
     __slots__ = ("__weakref__",)
-
-
-def _bytes_of(request: Any, size: int) -> bytes:
-    """So many bytes from where the attempt begins, as the kernel would read them."""
-    memory, offset = request._memory, request._offset
-    if type(memory) is bytes:
-        return memory[offset : offset + size]
-    if type(memory) is not Vector:
-        return ctypes.string_at(memory.address + offset, size)
-    address, count = memory.after(offset)
-    parts = (iovec * count).from_address(address)
-    return b"".join(ctypes.string_at(part.iov_base, part.iov_len) for part in parts)[:size]

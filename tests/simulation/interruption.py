@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from types import FrameType, ModuleType
 from typing import Any
 
-from gaio import connection, deadlines, engine, leader, outcome, recovery
+from gaio import closing, connection, deadlines, engine, leader, outcome, recovery, result, writes
 
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda)
+_BRANCHES = (ast.BoolOp, ast.IfExp)  # in Python 3.12 a line may begin for the second time where they meet again
 _SIMPLE = (ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.Delete, ast.Assert, ast.Return)
 
 
@@ -35,7 +36,7 @@ def _lines(module: ModuleType, functions: tuple[str, ...] = ()) -> tuple[str, fr
                 and statement.lineno == statement.end_lineno
                 and not (isinstance(statement, ast.Return) and statement.value is None)
                 and not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant))
-                and not any(isinstance(node, _COMPREHENSIONS) for node in ast.walk(statement))
+                and not any(isinstance(node, (*_COMPREHENSIONS, *_BRANCHES)) for node in ast.walk(statement))
             ):
                 lines.add(statement.lineno)
     return path, frozenset(lines)
@@ -43,8 +44,9 @@ def _lines(module: ModuleType, functions: tuple[str, ...] = ()) -> tuple[str, fr
 
 LINES = dict(
     [
-        *map(_lines, (engine, recovery, outcome, deadlines, connection)),
+        *map(_lines, (engine, closing, writes, recovery, outcome, deadlines, connection)),
         _lines(leader, ("collect", "pause")),
+        _lines(result, ("own", "take")),
     ]
 )
 

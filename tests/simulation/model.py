@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 from typing import Any
 
@@ -152,6 +153,13 @@ class Record:
         "verdict",
         "answered_at",
         "finished",
+        "repeats",
+        "timeout",
+        "earliest",
+        "arrivals",
+        "may_stop",
+        "must_stop",
+        "held_until",
         "__weakref__",
     )
 
@@ -162,15 +170,23 @@ class Record:
         self.goal = 0  # bytes; 0 for a plain read
         self.data = b""  # to be written
         self.buffer: bytearray | None = None  # to be filled
-        self.when: float | None = None  # its deadline
+        self.when: float | None = None  # its deadline, at the latest
         self.answers: list[int] = []  # of the backend
         self.moved = 0
         self.verdict: str | int = PENDING
         self.answered_at = 0.0
         self.finished = False
+        # Of one that repeats:
+        self.repeats = False
+        self.timeout: float | None = None  # seconds without an arrival
+        self.earliest: float | None = None  # its deadline, unless something arrives
+        self.arrivals: list[bytes | int] = []  # bytes, a descriptor or -errno, for which there is no result yet
+        self.may_stop = False  # it may be what a stop was for
+        self.must_stop = False  # it is
+        self.held_until = 0.0  # it ran out of descriptors: not started before
 
     def __str__(self) -> str:
-        return f"#{self.number} {self.operation.name} of {self.link}"
+        return f"#{self.number} {self.operation.name}{' (repeats)' if self.repeats else ''} of {self.link}"
 
     def answer(self, number: int, now: float) -> None:
         """The backend has answered this: what that makes of the request."""
@@ -178,7 +194,24 @@ class Record:
         self.answered_at = now
         self.verdict = self._verdict(number)
 
+    def arrive(self, what: bytes | int, now: float) -> None:
+        """The backend brings this, which is to be a result of its own."""
+        self.arrivals.append(what)
+        self.put_off(now)
+        self.earliest = self.when
+
+    def put_off(self, now: float) -> None:
+        """An arrival counts from now on, should the turn that it came in be interrupted."""
+        if self.timeout is not None:
+            self.when = now + self.timeout
+
     def _verdict(self, number: int) -> str | int:
+        if self.repeats and self.operation is ACCEPT and number in OUT_OF_DESCRIPTORS:
+            if self.must_stop:
+                return -number
+            self.arrivals.append(number)
+            self.held_until = self.answered_at + BACK_OFF_SECONDS - 1e-6
+            return PENDING
         if self.operation > WRITE:
             if number >= 0:
                 return DONE
@@ -203,23 +236,27 @@ class Record:
         error = result.error
         link = self.link
         cut_off = (
-            (type(error) is DeadlineError and self.when is not None and self.when <= now)
+            (type(error) is DeadlineError and self.earliest is not None and self.earliest <= now)
             or (type(error) is ConnClosedError and link.given_up)
             or (type(error) is WatcherClosedError and closing and not link.freed_first)
         )
         verdict = self.verdict
-        held_back = self.operation is ACCEPT and type(verdict) is int and -verdict in OUT_OF_DESCRIPTORS
+        held_back = (
+            self.operation is ACCEPT and not self.repeats and type(verdict) is int and -verdict in OUT_OF_DESCRIPTORS
+        )
         if verdict == DONE:
             right = error is None
         elif verdict == END:
             right = type(error) is EOFError
         elif verdict == PENDING:
-            right = cut_off
+            right = cut_off or self._ends_without_a_verdict(error, closing)
         else:
             right = isinstance(error, OSError) and error.errno == verdict and not cut_off
             right = right or (held_back and cut_off and type(error) is not DeadlineError)
         if not right:
             raise Violation(f"{self} ended with {error!r}, but the backend's answers {self.answers} make it {verdict}")
+        if self.arrivals:
+            raise Violation(f"{self} ended, and {self.arrivals} has arrived for it")
         if held_back and not (cut_off or disturbed or closing or link.given_up):
             in_time = self.when is not None and self.when <= now
             if not in_time and now < self.answered_at + BACK_OFF_SECONDS - 1e-6:
@@ -230,20 +267,55 @@ class Record:
             raise Violation(f"{self}: another conn")
         if result._queue is not None or result._memory is not None or result._next is not None:
             raise Violation(f"{self}: it holds on to what a pending request holds")
-        if self.operation is READ:
+        if self.repeats and result.buffer is not None:
+            raise Violation(f"{self} ended with a buffer")
+        if self.operation is READ and not self.repeats:
             self._check_bytes_read(result)
         elif self.operation is WRITE:
             link.written += self.data[: result.size]
         elif self.operation is ACCEPT:
-            owned = getattr(result, "_accepted")  # noqa: B009  # only an AcceptResult has it
-            if bool(owned) != (verdict == DONE) or (owned and owned[0].fileno() != self.answers[-1]):
-                raise Violation(f"{self}: accepted another descriptor than the backend gave")
-            if self.number % 2:  # the others are dropped with the result
-                accepted = result.accepted
-                if (accepted is not None) != bool(owned):
-                    raise Violation(f"{self}: accepted is {accepted}")
-                if accepted is not None:
-                    accepted.close()
+            self._check_accepted(result, self.answers[-1] if verdict == DONE else None)
+
+    def _ends_without_a_verdict(self, error: Exception | None, closing: bool) -> bool:
+        """Whether one that repeats, and for which the backend had nothing to say, may end with this."""
+        if error is None:
+            return self.may_stop
+        if self.arrivals and isinstance(error, OSError) and self.arrivals[-1] == -(error.errno or 0):
+            # It ran out of descriptors when it was to end already.
+            self.arrivals.pop()
+            return self.may_stop or closing or self.link.given_up
+        return False
+
+    def check_arrival(self, result: OpResult) -> None:
+        """Raise a Violation unless this is what the next result must be, of one that repeats and goes on."""
+        if not self.repeats or not self.arrivals:
+            raise Violation(f"{self} has a result, with error {result.error!r}, and nothing has arrived for it")
+        what = self.arrivals.pop(0)
+        error = result.error
+        number = error.errno if isinstance(error, OSError) else None if error is None else -1
+        if number != (-what if type(what) is int and what < 0 else None):
+            raise Violation(f"{self}: {what!r} has arrived, and the error is {error!r}")
+        if result.operation is not self.operation or (self.link.conn is not None and result.conn is not self.link.conn):
+            raise Violation(f"{self}: the result is of another request")
+        if result.size != (len(what) if type(what) is bytes else 0):
+            raise Violation(f"{self}: size is {result.size}, but {what!r} has arrived")
+        if self.operation is READ:
+            self._check_bytes_read(result)
+        else:
+            self._check_accepted(result, what if type(what) is int and what >= 0 else None)
+
+    def _check_accepted(self, result: OpResult, descriptor: int | None) -> None:
+        owned = getattr(result, "_accepted")  # noqa: B009  # only an AcceptResult has it
+        if [owner.fileno() for owner in owned] != ([] if descriptor is None else [descriptor]):
+            raise Violation(f"{self}: accepted another descriptor than the backend gave")
+        if descriptor is not None and not is_open(descriptor):
+            raise Violation(f"{self}: what it accepted has been closed")
+        if (self.number + (descriptor or 0)) % 2:  # the others are dropped with the result
+            accepted = result.accepted
+            if (accepted is not None) != bool(owned):
+                raise Violation(f"{self}: accepted is {accepted}")
+            if accepted is not None:
+                accepted.close()
 
     def _check_bytes_read(self, result: OpResult) -> None:
         link = self.link
@@ -265,3 +337,11 @@ class Record:
             raise Violation(f"{self}: bytes behind its size")
         if not FREE_THREADED:  # there the leader ends the export, see gaio/lending.py
             self.buffer.append(0)  # BufferError while it is pinned
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True

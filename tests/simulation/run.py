@@ -28,6 +28,8 @@ def run(seed: int, say: Callable[[str], object] | None = None) -> tuple[int, flo
                     f"seed {seed}: {type(error).__name__}: {error}\n"
                     f"    python3 -m tests.simulation --seed {seed} --verbose"
                 ) from error
+            finally:
+                simulation.leave_the_limit()
             return simulation.digest()
     finally:
         if was_enabled:

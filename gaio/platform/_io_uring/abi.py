@@ -45,6 +45,7 @@ IOSQE_IO_LINK = 1 << 2  # the next entry starts when this one has succeeded
 IOSQE_BUFFER_SELECT = 1 << 5
 IOSQE_CQE_SKIP_SUCCESS = 1 << 6  # 5.17: a CQE only if it fails, and then none of what is linked to it
 IORING_POLL_ADD_MULTI = 1 << 0
+IORING_RECV_MULTISHOT = 1 << 1  # 6.0, in ioprio
 # CQE flags
 IORING_CQE_F_BUFFER = 1 << 0  # the upper half of the flags names the buffer
 IORING_CQE_F_MORE = 1 << 1

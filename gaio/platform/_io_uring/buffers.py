@@ -64,14 +64,14 @@ class ProvidedBuffers:
         # lines of the processor's cache.
         self.stride = size + 64
         # Private: a child after fork(2) keeps what it had in hand.
-        self._storage = SwapMemory(-1, self.stride * most, mmap.MAP_PRIVATE)
-        self.views = self._storage.views(0, len(self._storage))
-        self._address = self._storage.address
+        self.storage = SwapMemory(-1, self.stride * most, mmap.MAP_PRIVATE)
+        self.views = self.storage.views(0, len(self.storage))
+        self._address = self.storage.address
         self._entries = self._ring.map(max(most * abi.BUF_SIZE, mmap.PAGESIZE))
         self._tail_word = self._entries[abi.BUF_RING_TAIL : abi.BUF_RING_TAIL + 2].cast("H")
         self.buffer_in = [0] * most  # which buffer each entry of the ring holds
         self.lent = 0  # consumed up to the batch in the caller's hands
-        self.too_few = False  # a read has found none: there are more after the next recycle()
+        self.too_few = False  # a read that is made once has found none: there are more after the next recycle()
         for index in range(at_first):
             self._write_entry(index, index)
         registration = abi.io_uring_buf_reg(
@@ -94,6 +94,9 @@ class ProvidedBuffers:
         """Give what was lent back to the kernel, and more where there were too few."""
         before, count = self.provided
         tail = self.lent + count
+        if tail == before and not self.too_few:
+            self._tail_word[0] = tail & 0xFFFF  # the last time may have been interrupted before this
+            return
         for place in range(before, tail):
             self._write_entry(place, self.buffer_in[(place - count) & self.mask])
         if self.too_few:
@@ -106,5 +109,5 @@ class ProvidedBuffers:
             if self._ring.weakly_ordered:
                 self._ring.keep_order()
             self.provided = (tail, count)
-        self._tail_word[0] = tail & 0xFFFF  # always: the last time may have been interrupted before this
+        self._tail_word[0] = tail & 0xFFFF
         self.too_few = False

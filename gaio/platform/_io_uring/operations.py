@@ -1,12 +1,12 @@
 """What each operation becomes on its way into the ring, and what its completion means on the way out.
 
 One class for each operation: entry() is its way in, outcome() and `refused` are its way out. A new operation is one
-class more, and a line in `Operations`. Requests are told apart by the type of their memory and the kind of their
-descriptor: a new one that has the same as another needs a type of memory of its own.
+class more, and a line in `Operations`. Requests are told apart by the type of their memory, by the kind of their
+descriptor and by whether they repeat: a new one that has the same as another needs a type of memory of its own.
 
-Two ways in and one way out are so common that IoUringBackend takes them without a call to this file: a receive whose
-entry is known and a send of a whole `bytes` object, see _submit(); a completion that is a result as it stands, see
-_reap().
+Two ways in and two ways out are so common that IoUringBackend takes them without a call to this file: a receive whose
+entry is known and a send of a whole `bytes` object, see _submit(); a completion that is a result or an arrival as it
+stands, see _reap().
 
 Facts about io_uring that shaped this file
     * A file (a pipe, a terminal …) may be read by a kernel worker, and the ring may wait for one in spite of O_NONBLOCK
@@ -14,16 +14,17 @@ Facts about io_uring that shaped this file
       which a timerfd(2) whose clock was set says itself (TFD_TIMER_CANCEL_ON_SET). So the ring only polls files, and
       read(2) and write(2) are called here. Of sockets none is known that says -ECANCELED: it is the ring's own word.
     * A request that waits in the ring and is woken 128 times in vain is handed to a kernel thread, which blocks in it,
-      and which a cancellation at the wrong moment does not reach (seen on Linux 6.18). A peer can do that: by urgent
-      data (MSG_OOB), which wakes a receive that does not get to see it; and a send that finds no room is woken for ever
-      by a peer that has shut down its side, as a poll is then ready whatever was asked for. Worse, such a thread
-      consumes all that is left of a provided buffer before a byte has come, so what others receive is looked for in
-      the wrong place. So no byte is waited for in the ring: sends and receives are MSG_DONTWAIT. A receive is linked to
-      a poll, and a write that finds no room is told of it by an epoll(7), which the ring polls. What is left of the
-      trap: a socket that polls as failed for ever, for an error queue that nobody fetches (SO_TIMESTAMPING,
-      IP_RECVERR), costs processor time while a request of it is pending, and before Linux 6.12 a whole buffer each
-      time, until recycle_unused(). So does a write that is refused though its descriptor polls as writable: one to an
-      eventfd with room for smaller numbers only.
+      and which a cancellation at the wrong moment does not reach (seen on Linux 6.18). Worse, such a thread consumes
+      all that is left of a provided buffer before a byte has come, so what others receive is looked for in the wrong
+      place. A peer can do that to a receive, by urgent data (MSG_OOB): that wakes it, and it does not get to see that.
+      It can do so to a send that finds no room, by shutting down its side: a poll is then ready whatever was asked for.
+    * So sends and receives that are made once are MSG_DONTWAIT. A receive is linked to a poll. A write that finds no
+      room waits until an epoll(7), which the ring polls, says that there is some. A multishot receive does wait in the
+      ring: 400 urgent bytes made no thread of it, and it takes no buffer before there are bytes (Linux 6.1, 6.18).
+    * What is left of that trap costs processor time while a request is pending. One case is a socket that polls as
+      failed for ever, for an error queue that nobody fetches (SO_TIMESTAMPING, IP_RECVERR); before Linux 6.12 that
+      takes a whole buffer each time as well, until recycle_unused(). The other is a write that is refused though its
+      descriptor polls as writable: one to an eventfd with room for smaller numbers only.
     * An accept that waits in the ring installs the new descriptor when a client comes, not when the CQE is reaped: a
       child that is forked in between has it as well, with nobody to close it.
 
@@ -41,7 +42,7 @@ import os
 import socket
 
 from gaio.memory import SocketAddress, Vector
-from gaio.platform import SOCKET, _libc
+from gaio.platform import LISTENER, SOCKET, STREAM, _libc
 from gaio.platform._io_uring import abi
 from gaio.platform._io_uring.abi import POLLIN, SQE, first_word
 from gaio.platform._io_uring.buffers import BUFFER_GROUP
@@ -52,16 +53,21 @@ if TYPE_CHECKING:
     from typing import Any
 
 # Queue.ready
+BULK = -8  # inbound only: much came the last time, or more than there were buffers for; up to -1: little since then
 UNKNOWN = 0  # inbound only: with that, `entry` is taken for the receive that it is
 NOT_EMPTY = 1  # the last receive left bytes behind: receive without waiting for readiness first. Outbound: send
 POLL = 2  # the descriptor said EAGAIN: poll it, or wait for room to write
 POLLED = 3  # it has been polled: go ahead
+PAUSED = 4  # a multishot receive, cancelled by the backend for as long as too much is undelivered
 
 # What a completion means.
 RESULT = 0  # it is the request's result
-GO_ON = 1  # what has completed is its poll: start it again, for its bytes this time
-LACKS_BUFFER = 2  # start it again when there are provided buffers
+GO_ON = 1  # what has completed is its poll, or it was refused as multishot: start it again, for its bytes this time
+LACKS_BUFFER = 2  # start it again when provided buffers have been given back
 WAS_CANCELLED = 3  # by us, or by the kernel itself
+
+SMALL = 4096  # bytes. Of what comes in larger pieces, one receive at a time keeps the rest from being starved
+ACCEPTS_A_TURN = 16  # of one listener; then others come first
 
 SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 SEND = first_word(abi.IORING_OP_SEND)
@@ -105,12 +111,43 @@ class Receive(Operation):
     def entry(self, _request: Any, queue: Any) -> bytes:
         flags, group = socket.MSG_DONTWAIT, BUFFER_GROUP
         entry = SQE.pack(self._operation, queue.fd, 0, 0, self.size, flags, queue.token, group)
-        if not queue.ready:
+        if queue.ready <= UNKNOWN:
             queue.entry = entry = _when_readable(queue) + entry  # always the same: taken as it is from now on
         return entry
 
     def outcome(self, queue: Any, result: int) -> int:
         return LACKS_BUFFER if result == -errno.ENOBUFS else super().outcome(queue, result)
+
+
+class ReceiveRepeatedly(Receive):
+    """The same until it is cancelled.
+
+    In: multishot, which waits in the ring and receives what comes, for small messages of TCP. It takes all the buffers
+    that a flood fills, so what comes in bulk is received as Receive does it, once a turn, as everything is where the
+    kernel has no multishot receive (before Linux 6.0). Out: bytes are arrivals, see IoUringBackend._reap().
+    """
+
+    refused = BULK
+    _multishot = first_word(abi.IORING_OP_RECV, abi.IOSQE_BUFFER_SELECT, abi.IORING_RECV_MULTISHOT)
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.has_multishot = True
+
+    def entry(self, request: Any, queue: Any) -> bytes:
+        if queue.ready == POLLED:
+            self.has_multishot = False  # see outcome()
+        elif queue.ready == UNKNOWN and self.has_multishot and queue.descriptor.kind == STREAM:
+            queue.entry = b""  # which is for receives that do not repeat
+            return SQE.pack(self._multishot, queue.fd, 0, 0, 0, 0, queue.token, BUFFER_GROUP)
+        return super().entry(request, queue)
+
+    def outcome(self, queue: Any, result: int) -> int:
+        if result == -errno.EINVAL and queue.ready == UNKNOWN and queue.descriptor.kind == STREAM:
+            return GO_ON  # perhaps because it is multishot
+        if result == -errno.ECANCELED and queue.ready == PAUSED:
+            return LACKS_BUFFER
+        return super().outcome(queue, result)
 
 
 class ReceiveInto(Operation):
@@ -126,7 +163,7 @@ class ReceiveInto(Operation):
         offset = request._offset
         address, length = request._memory.address + offset, min(request._length - offset, MAX_RW_COUNT)
         entry = SQE.pack(self._operation, queue.fd, 0, address, length, socket.MSG_DONTWAIT, queue.token, 0)
-        return entry if queue.ready else _when_readable(queue) + entry
+        return entry if queue.ready > UNKNOWN else _when_readable(queue) + entry
 
 
 class ReceiveMessage(ReceiveInto):
@@ -139,6 +176,8 @@ class ReceiveMessage(ReceiveInto):
     refused = POLL
 
     def entry(self, request: Any, queue: Any) -> bytes:
+        if request.more and queue.ready != POLLED:
+            drop_own_memory(request)  # that of the message before
         if queue.ready == POLL or (request._memory is None and queue.ready != POLLED):
             return _poll_alone(queue)
         if request._memory is None:
@@ -150,7 +189,7 @@ class Accept(Operation):
     """accept4(2) of a listening socket, which does not block.
 
     In: at once, or a poll after -EAGAIN. Out: when the poll has completed, the accept is started. Any errno is the
-    result; that EMFILE makes a listener back off is the core's decision.
+    result; what EMFILE does to an accept is decided in gaio/outcome.py.
     """
 
     moves_bytes = False
@@ -161,6 +200,25 @@ class Accept(Operation):
         if queue.ready == POLL:
             return _poll_alone(queue)
         return SQE.pack(self._operation, queue.fd, 0, 0, 0, self._flags, queue.token, 0)
+
+
+class AcceptRepeatedly(Operation):
+    """accept4(2) until it is cancelled, called here: a multishot accept would go on accepting while nobody looks, and a
+    child that is forked meanwhile would have those connections as well, with nobody to close them.
+
+    In: until there is no more, or it is the turn of others; then a poll. Out: when that has completed, the next are
+    accepted.
+    """
+
+    moves_bytes = False
+
+    def __init__(self, calls: SystemCalls) -> None:
+        self._calls = calls
+
+    def entry(self, request: Any, queue: Any) -> bytes:
+        if queue.ready == POLL:
+            return _poll_alone(queue)
+        return b"" if self._calls.accept(request, queue) else _poll_alone(queue)
 
 
 # --- sending ------------------------------------------------------------------------------------------------
@@ -188,7 +246,7 @@ class Send(Operation):
             return SQE.pack(self._sendmsg, queue.fd, 0, ctypes.addressof(message), 1, SEND_FLAGS, queue.token, 0)
         entry = SQE.pack(SEND, queue.fd, 0, address, length, SEND_FLAGS, queue.token, 0)
         if queue.ready < POLL:
-            queue.entry = entry  # not for its bytes: the common case may be assumed from now on
+            queue.entry = b"!"  # the common case may be assumed from now on
         return entry
 
 
@@ -217,8 +275,14 @@ class SystemCalls:
     What a call returned is in `_returned`, put there by C code, before the next bytecode.
     """
 
-    def __init__(self, completed: list[Any], swap_size: int) -> None:
+    def __init__(
+        self, completed: list[Any], arrivals: list[tuple[Any, Any]], again: list[Any], swap_size: int
+    ) -> None:
+        """Of a request that repeats what the call returned is an arrival, and the request goes to `again`."""
         self._completed = completed
+        self._arrivals = arrivals
+        self._again = again
+        self._arrived = 0  # how many there were before the call under way
         self._swap_size = swap_size
         self._room: mmap.mmap | None = None  # for reads of files without a buffer, whose bytes are copied from it
         self._request: Any = None  # the one whose call is under way
@@ -228,6 +292,7 @@ class SystemCalls:
         self._read = _libc.collecting("read", self._returned)
         self._write = _libc.collecting("write", self._returned)
         self._writev = _libc.collecting("writev", self._returned)
+        self._accept = _libc.accepting(self._returned)
 
     def shutdown(self, request: Any, queue: Any) -> bool:
         self._request = request
@@ -243,9 +308,28 @@ class SystemCalls:
             offset = request._offset
             address, length = request._memory.address + offset, min(request._length - offset, MAX_RW_COUNT)
         self._pointer.value = address
+        self._arrived = len(self._arrivals)
         self._request = request
         self._read(queue.fd, self._pointer, length)
-        return self.finish()
+        return self.finish() and self._goes_on(request)
+
+    def accept(self, request: Any, queue: Any) -> bool:
+        _libc.keep_from_blocking(queue.fd)
+        for _ in range(ACCEPTS_A_TURN):
+            self._arrived = len(self._arrivals)
+            self._request = request
+            self._accept(queue.fd)
+            if not self.finish():
+                return False
+            if request in self._completed[-1:]:
+                return True  # it has failed
+        return self._goes_on(request)
+
+    def _goes_on(self, request: Any) -> bool:
+        """Whether the call has completed its request, which it has: one that repeats is to be started again."""
+        if request.more and request not in self._completed[-1:]:
+            self._again.append(request)
+        return True
 
     def write(self, request: Any, queue: Any) -> bool:
         _libc.keep_from_blocking(queue.fd)
@@ -267,17 +351,28 @@ class SystemCalls:
             completes = result != -errno.EAGAIN
             if completes:
                 queue = request._queue
-                if result > 0 and request._memory is None:
-                    request.buffer = memoryview(bytearray(memoryview(self._room or b"")[:result]))
-                    request._length = result  # not the arena's: the view is the caller's for good
-                request._result = result
-                if not (self._completed and self._completed[-1] is request):
-                    self._completed.append(request)
+                if request.more and (result > 0 or (not result and queue.descriptor.kind == LISTENER)):
+                    if len(self._arrivals) == self._arrived:
+                        what: Any = result
+                        if queue.descriptor.kind != LISTENER:
+                            what = self._copied(result)
+                        self._arrivals.append((request, what))
+                else:
+                    if result > 0 and request._memory is None:
+                        request.buffer = self._copied(result)
+                        request._length = result  # not the arena's: the view is the caller's for good
+                    request._result = result
+                    if request not in self._completed[-1:]:
+                        self._completed.append(request)
                 # After shutdown(2) a write needs no room, to fail, and may never be told of any.
                 queue.ready = NOT_EMPTY if queue.outbound else UNKNOWN
             self._returned.clear()
         self._request = None
         return completes
+
+    def _copied(self, size: int) -> memoryview:
+        """What has been read into `_room`."""
+        return memoryview((self._room or b"")[:size])
 
 
 class Shutdown(Operation):
@@ -327,19 +422,24 @@ class WriteFile(Operation):
 class Operations:
     """The operations of one backend, with what they have to remember."""
 
-    def __init__(self, completed: list[Any], swap_size: int, read_size: int) -> None:
-        self.calls = calls = SystemCalls(completed, swap_size)
+    def __init__(self, calls: SystemCalls, swap_size: int, read_size: int) -> None:
+        self.calls = calls
         self.receive, self.connect, self.shutdown = Receive(read_size), Connect(), Shutdown(calls)
         self.send = send = Send()
         into, message = ReceiveInto(), ReceiveMessage(swap_size)
         read, write = ReadFile(calls), WriteFile(calls)
         # by Descriptor.kind: STREAM, SOCKET, DATAGRAM, SEQPACKET, FILE, LISTENER
         self._inbound: tuple[Operation, ...] = (into, into, message, message, read, Accept())
+        on = ReceiveRepeatedly(read_size)
+        self._repeating: tuple[Operation, ...] = (on, on, message, message, read, AcceptRepeatedly(calls))
         self._outbound: tuple[Operation, ...] = (send, send, send, send, write, send)
 
     def of(self, request: Any, queue: Any) -> Operation:
         """The same on the way in and on the way out."""
-        memory, kind = request._memory, queue.descriptor.kind
+        memory = request._memory
+        kind: int = queue.descriptor.kind
+        if request.more and not (type(memory) is OwnMemory and kind <= SOCKET):  # else it is tried a last time
+            return self._repeating[kind]
         if not queue.outbound:
             return self.receive if memory is None and kind <= SOCKET else self._inbound[kind]
         if memory is None:
@@ -367,14 +467,18 @@ class OwnMemory:
     are copied from it, for a view would keep all of it.
     """
 
-    __slots__ = ("address", "_storage")
+    __slots__ = ("address", "_storage", "_view")
 
     def __init__(self, size: int) -> None:
         self._storage = mmap.mmap(-1, size, mmap.MAP_PRIVATE)
+        self._view: memoryview | None = None
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._storage))
 
     def view(self, size: int) -> memoryview:
-        return memoryview(bytearray(memoryview(self._storage)[:size]))
+        """The same each time."""
+        if self._view is None:
+            self._view = memoryview(self._storage[:size])
+        return self._view
 
 
 def give_own_memory(request: Any, size: int) -> None:
@@ -391,6 +495,12 @@ def take_own_memory(request: Any, result: int) -> None:
             request.buffer = memory.view(result)
         request._length = max(0, result)  # not 0: the view is the caller's for good
         request._memory = None
+
+
+def drop_own_memory(request: Any) -> None:
+    """Of one that repeats, when its bytes have been shown."""
+    request._memory = None
+    request._length = 0
 
 
 # --- polls --------------------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from time import monotonic, sleep
 
 from gaio.platform import CANCELLED, SOCKET
-from gaio.platform._io_uring.backend import IoUringBackend, last_closed, open_rings
+from gaio.platform._io_uring.backend import IoUringBackend
 from gaio.platform._io_uring.operations import UNKNOWN
 from gaio.platform._io_uring.ring import GEOMETRIES, Ring
+from gaio.platform._io_uring.submission import last_closed, open_rings
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class _Trial:
     """A stand-in for the core's descriptor, queue and request at once."""
 
     kind, outbound, writes, waiting, ready, entry, token = SOCKET, False, None, None, UNKNOWN, b"", 2
-    _memory, _offset, _length, _result = None, 0, 0, 0
+    more, _memory, _offset, _length, _result = False, None, 0, 0, 0
     buffer: Any = None
 
     def __init__(self, fd: int) -> None:

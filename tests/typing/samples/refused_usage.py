@@ -39,6 +39,13 @@ watcher.read(conn, bytearray(10), "context")  # refused
 watcher.read(conn, timeout="1")  # refused
 watcher.read_full(conn)  # refused
 watcher.read_full(conn, None)  # refused
+watcher.read_start()  # refused
+watcher.read_start(conn, bytearray(10))  # refused
+watcher.read_start(conn, "context")  # refused
+watcher.read_start(conn, timeout="1")  # refused
+watcher.read_stop()  # refused
+watcher.read_stop(7)  # refused
+watcher.read_stop(conn, context=1)  # refused
 watcher.write(conn)  # refused
 watcher.write(conn, "text")  # refused
 watcher.write(conn, None)  # refused
@@ -46,10 +53,17 @@ watcher.write(conn, 7)  # refused
 watcher.write(conn, [b"bytes", "text"])  # refused
 watcher.write(conn, {b"set"})  # refused
 watcher.write(conn, b"x", 5)  # refused
+watcher.unsent()  # refused
+watcher.unsent(7)  # refused
+watcher.unsent(conn).nonsense  # refused
 watcher.accept()  # refused
 watcher.accept(7)  # refused
 watcher.accept(conn, 1)  # refused
 watcher.accept(conn, timeout="1")  # refused
+watcher.accept_start()  # refused
+watcher.accept_start(conn, timeout=1)  # refused
+watcher.accept_start(conn, 1)  # refused
+watcher.accept_stop()  # refused
 watcher.connect(conn)  # refused
 watcher.connect(("127.0.0.1", 7))  # refused
 watcher.connect(conn, "127.0.0.1", 7)  # refused
@@ -64,6 +78,7 @@ watcher.free(7)  # refused
 
 watcher.wait_io("1")  # refused
 watcher.wait_io()[0].nonsense  # refused
+watcher.wait_io()[0].more.nonsense  # refused
 watcher.wait_io()[0].is_swap_buffer = True  # refused
 watcher.wait_io()[0].accepted = conn  # refused
 watcher.set_affinity("0")  # refused
