@@ -2,9 +2,8 @@
 
     python3 -m examples.echo_server --port 8000
 
-Each client has one request under way at any time: first a read, then the write of what came, and when that
-is done the next read. A client that sends without reading fills its own connection and nothing else: no byte
-more is read from it until it has taken its echo.
+Each client is read from all the time, and what arrives is written back at once. A client that does not take its echo
+is not read from until it has: so it fills its own connection, and not the memory of the server.
 """
 
 import argparse
@@ -14,37 +13,54 @@ import sys
 
 import gaio
 
+MAX_UNSENT = 1 << 18  # bytes of echo that may wait for one client
+
 
 def serve(watcher: gaio.Watcher, listener: socket.socket) -> None:
     """Accept clients and answer them until the watcher is closed."""
-    watcher.accept(listener)
+    slow: set[socket.socket] = set()  # the clients that are not read from, until they have taken their echo
+    watcher.accept_start(listener)
     for result in watcher:
         if result.operation is gaio.ACCEPT:
-            if result.error is None:
-                welcome(watcher, result.accepted)
-            else:
-                complain(result.error)  # EMFILE, say: this client waits in the backlog until others have left
-            watcher.accept(listener)  # the next one
-        elif result.error is not None:
-            watcher.free(result.conn)  # it has finished sending, and has had its echo, or it is gone
-        elif result.operation is gaio.READ:
-            watcher.write(result.conn, result.buffer)
+            welcome(watcher, result)
         else:
-            watcher.read(result.conn)
+            try:
+                answer(watcher, result, slow)
+            except gaio.ConnClosedError:
+                pass  # a write to it has failed, and so it was freed; this had arrived before
 
 
-def welcome(watcher: gaio.Watcher, conn: socket.socket) -> None:
+def answer(watcher: gaio.Watcher, result: gaio.OpResult, slow: set[socket.socket]) -> None:
+    conn = result.conn
+    if isinstance(result.error, EOFError):
+        watcher.shutdown(conn)  # it has finished sending: the end of its echo comes behind what is still to be written
+    elif result.error is not None or result.operation is gaio.SHUTDOWN:
+        slow.discard(conn)
+        watcher.free(conn)
+    elif result.more:
+        watcher.write(conn, result.buffer)
+        if watcher.unsent(conn) > MAX_UNSENT:
+            watcher.read_stop(conn)
+    elif result.operation is gaio.READ or conn in slow:
+        # Reading has stopped, or a write has finished since.
+        if watcher.unsent(conn):
+            slow.add(conn)
+        else:
+            slow.discard(conn)
+            watcher.read_start(conn)
+
+
+def welcome(watcher: gaio.Watcher, result: gaio.OpResult) -> None:
     """The first request hands the connection over to the watcher. Options that are set before remain."""
     try:
-        conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an echo does not wait for the one before
-        watcher.read(conn)
+        if result.error is not None:
+            raise result.error  # EMFILE, say: this client waits in the backlog until others have left
+        result.accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # an echo does not wait for the last one
+        watcher.read_start(result.accepted)
     except (OSError, gaio.UnsupportedConnError) as error:
-        conn.close()  # it is gone already, or no descriptor is left to take it over
-        complain(error)
-
-
-def complain(error: Exception) -> None:
-    print(f"a client was not served: {error}", file=sys.stderr, flush=True)
+        if result.accepted is not None:
+            result.accepted.close()  # it is gone already, or no descriptor is left to take it over
+        print(f"a client was not served: {error}", file=sys.stderr, flush=True)
 
 
 def main() -> None:

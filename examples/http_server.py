@@ -3,9 +3,9 @@
     python3 -m pip install h11
     python3 -m examples.http_server --port 8000
 
-GET and HEAD of any path answer with a greeting, POST and PUT with what was sent. Each client has one request
-under way at any time, a read or a write: the answers to all that one read brought go out in one vectored write,
-and nothing more is read until they are gone. `--idle` seconds without them, or without a byte, end a connection.
+GET and HEAD of any path answer with a greeting, POST and PUT with what was sent. Each client has one request under way
+at any time, a read or a write: the answers to all that one read brought go out in one vectored write, and nothing more
+is read until they are gone. `--idle` seconds without them, or without a byte, end a connection.
 """
 
 import argparse
@@ -84,12 +84,11 @@ class Client:
 
 def serve(watcher: gaio.Watcher, listener: socket.socket, idle: float) -> None:
     """Accept clients and answer them until the watcher is closed."""
-    watcher.accept(listener)
+    watcher.accept_start(listener)
     for result in watcher:
         conn, client = result.conn, result.context
         if result.operation is gaio.ACCEPT:
             welcome(watcher, result, idle)
-            watcher.accept(listener)
         elif result.error is not None:
             watcher.free(conn)  # it has ended, it was idle for too long, or it is gone
         elif result.operation is gaio.SHUTDOWN:

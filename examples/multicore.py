@@ -26,7 +26,7 @@ def serve(watcher: gaio.Watcher, listener: socket.socket, report: Connection, pa
     """Accept clients and answer them until the parent is gone; report each one."""
     count = 0
     watcher.read(parent)
-    watcher.accept(listener)
+    watcher.accept_start(listener)
     for result in watcher:
         if result.conn is parent:
             return  # a pipe in which nothing comes but the end
@@ -34,7 +34,6 @@ def serve(watcher: gaio.Watcher, listener: socket.socket, report: Connection, pa
             count += result.error is None
             report.send(count)
             welcome(watcher, result)
-            watcher.accept(listener)
         elif result.error is not None:
             watcher.free(result.conn)
         elif result.operation is gaio.READ:

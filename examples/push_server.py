@@ -2,9 +2,8 @@
 
     python3 -m examples.push_server --port 8000
 
-A client has at most one write under way. As long as that one waits, because the client does not read what it
-was sent, the client is left out of the rounds that follow: it holds up nobody, and nothing piles up for it.
-When the write has waited for `--patience` seconds, the client is dropped.
+A client that has not taken what it was sent is left out of the rounds that follow: it holds up nobody, and nothing
+piles up for it. When that has lasted for `--patience` seconds, the client is dropped.
 """
 
 import argparse
@@ -26,41 +25,36 @@ def message() -> bytes:
 
 def serve(watcher: gaio.Watcher, listener: socket.socket, interval: float, patience: float) -> None:
     """Accept clients and push until the watcher is closed."""
-    watcher.accept(listener)
-    idle: set[socket.socket] = set()  # the clients with no write under way: all the others are slow
+    clients: set[socket.socket] = set()
+    watcher.accept_start(listener)
     due = time.monotonic()
     while True:
         for result in watcher.wait_io(max(0, due - time.monotonic())):
             if result.operation is gaio.ACCEPT:
-                if result.error is None:
-                    welcome(watcher, result.accepted, patience)
-                else:
-                    complain(result.error)  # EMFILE, say: this client waits until others have left
-                watcher.accept(listener)  # the next one
-            elif result.error is None:
-                idle.add(result.conn)
-            else:
-                watcher.free(result.conn)  # too slow (gaio.DeadlineError), or gone
+                welcome(watcher, result, clients, patience)
+            elif result.error is not None:
+                clients.discard(result.conn)  # too slow (gaio.DeadlineError), or gone
+                watcher.free(result.conn)
         now = time.monotonic()
         if now >= due:
             due = max(due + interval, now)  # rounds that were missed are not made up for
             text = message()
-            for conn in idle:
+            # First asked, then written: to ask takes time for all that has been submitted since the last wait_io().
+            for conn in [conn for conn in clients if not watcher.unsent(conn)]:
                 watcher.write(conn, text, timeout=patience)
-            idle.clear()
 
 
-def welcome(watcher: gaio.Watcher, conn: socket.socket, patience: float) -> None:
+def welcome(watcher: gaio.Watcher, result: gaio.OpResult, clients: set[socket.socket], patience: float) -> None:
     """The first request hands the connection over to the watcher."""
     try:
-        watcher.write(conn, message(), timeout=patience)
+        if result.error is not None:
+            raise result.error  # EMFILE, say: this client waits in the backlog until others have left
+        watcher.write(result.accepted, message(), timeout=patience)
+        clients.add(result.accepted)
     except (OSError, gaio.UnsupportedConnError) as error:
-        conn.close()  # it is gone already, or no descriptor is left to take it over
-        complain(error)
-
-
-def complain(error: Exception) -> None:
-    print(f"a client was not served: {error}", file=sys.stderr, flush=True)
+        if result.accepted is not None:
+            result.accepted.close()  # it is gone already, or no descriptor is left to take it over
+        print(f"a client was not served: {error}", file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -89,12 +89,11 @@ def replies(store: dict[bytes, bytes], client: Client) -> bytearray:
 def serve(watcher: gaio.Watcher, listener: socket.socket) -> None:
     """Accept clients and answer them until the watcher is closed."""
     store: dict[bytes, bytes] = {}
-    watcher.accept(listener)
+    watcher.accept_start(listener)
     for result in watcher:
         conn, client = result.conn, result.context
         if result.operation is gaio.ACCEPT:
             welcome(watcher, result)
-            watcher.accept(listener)
         elif result.error is not None:
             watcher.free(conn)
         elif client.broken and result.operation is gaio.WRITE:

@@ -2,12 +2,11 @@
 
     python3 -m examples.tcp_proxy --port 8000 --target 127.0.0.1:6379
 
-Each direction has one request under way at any time: a read from one side, then the write of what came to the
-other. A fast sender meets a slow receiver so: as long as the receiver does not take what was read, no byte more is
-read, the sender's connection fills up and it has to wait. Memory stays flat. When one side ends its direction, the
-other side sees that end, and the opposite direction goes on. When one side breaks off (a reset), both connections are
-closed, and the other side sees an orderly end, from which it cannot tell that something may be missing; or a reset, if
-bytes of its own had not been read yet.
+What arrives from one side is written to the other at once. When a receiver does not take it, and more than
+`MAX_UNSENT` bytes wait, the sender is not read from until they have gone: its connection fills up, and it has to wait.
+Memory stays flat. When one side ends its direction, the other side sees that end, and the opposite direction goes on.
+When one side breaks off (a reset), both connections are closed, and the other side sees an orderly end, from which it
+cannot tell that something may be missing; or a reset, if bytes of its own had not been read yet.
 """
 
 import argparse
@@ -17,6 +16,8 @@ import sys
 
 import gaio
 
+MAX_UNSENT = 1 << 18
+
 
 class Way:
     """One direction of one proxied connection."""
@@ -24,6 +25,7 @@ class Way:
     def __init__(self, source: socket.socket, sink: socket.socket) -> None:
         self.source = source
         self.sink = sink
+        self.waits = False  # the source is not read from, until the sink has taken what was read
         self.ended = False
         self.back: Way
 
@@ -36,7 +38,7 @@ class Way:
 
 def serve(watcher: gaio.Watcher, listener: socket.socket, family: int, target: object) -> None:
     """Accept clients and connect them until the watcher is closed."""
-    watcher.accept(listener)
+    watcher.accept_start(listener)
     for result in watcher:
         way = result.context
         if result.operation is gaio.ACCEPT:
@@ -44,19 +46,23 @@ def serve(watcher: gaio.Watcher, listener: socket.socket, family: int, target: o
                 welcome(watcher, result.accepted, family, target)
             else:
                 complain(result.error)  # EMFILE, say: this client waits in the backlog until others have left
-            watcher.accept(listener)
         elif way.ended:
             pass  # both connections have been freed, and this had been under way
         elif result.operation is gaio.READ and isinstance(result.error, EOFError):
-            watcher.shutdown(way.sink, context=way)  # pass the end on
+            watcher.shutdown(way.sink, context=way)  # pass the end on, behind what is still to be written
         elif result.error is not None:
             if result.operation is gaio.CONNECT:
                 complain(result.error)
             end(watcher, way)
-        elif result.operation is gaio.READ:
+        elif result.more:
             watcher.write(way.sink, result.buffer, context=way)
-        elif result.operation is gaio.WRITE:
-            watcher.read(way.source, context=way)
+            if watcher.unsent(way.sink) > MAX_UNSENT:
+                watcher.read_stop(way.source)
+        elif result.operation is gaio.READ or way.waits:
+            # Reading has stopped, or a write has finished since.
+            way.waits = watcher.unsent(way.sink) > 0
+            if not way.waits:
+                watcher.read_start(way.source, context=way)
         elif result.operation is gaio.SHUTDOWN:
             way.ended = True
             if way.back.ended:
@@ -71,7 +77,7 @@ def end(watcher: gaio.Watcher, way: Way) -> None:
 
 
 def welcome(watcher: gaio.Watcher, client: socket.socket, family: int, target: object) -> None:
-    """Connect to the target for a client. What is read meanwhile is written when that has succeeded."""
+    """Connect to the target for a client. What arrives meanwhile is written when that has succeeded."""
     try:
         way = Way.pair(client, socket.socket(family))
     except OSError as error:
@@ -83,7 +89,7 @@ def welcome(watcher: gaio.Watcher, client: socket.socket, family: int, target: o
             each.source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         watcher.connect(way.sink, target, context=way, timeout=10)
         for each in (way, way.back):
-            watcher.read(each.source, context=each)
+            watcher.read_start(each.source, context=each)
     except (OSError, gaio.UnsupportedConnError) as error:
         end(watcher, way)  # the client is gone already, or no descriptor is left
         complain(error)

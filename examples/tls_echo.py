@@ -52,12 +52,11 @@ class Session:
 
 def serve(watcher: gaio.Watcher, listener: socket.socket, context: ssl.SSLContext, patience: float) -> None:
     """Accept clients and answer them until the watcher is closed."""
-    watcher.accept(listener)
+    watcher.accept_start(listener)
     for result in watcher:
         conn, session = result.conn, result.context
         if result.operation is gaio.ACCEPT:
             welcome(watcher, result, Session(context), patience)
-            watcher.accept(listener)
             continue
         if result.error is not None:
             watcher.free(conn)  # it is gone, silent for too long, or has ended without a close_notify

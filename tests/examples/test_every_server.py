@@ -137,7 +137,6 @@ def test_a_backend_that_does_not_exist_is_told(every_server: tuple[str, ...]) ->
     [
         ("examples.push_server", "--interval"),
         ("examples.push_server", "--patience"),
-        ("examples.chat_server", "--patience"),
         ("examples.http_server", "--idle"),
         ("examples.tls_echo", "--patience"),
         ("examples.multicore", "--workers"),
