@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import contenders, environment, loads, places, processes, report
+from . import contenders, environment, loads, places, processes, report, system_calls
 from .contenders import Contender
 from .loads import Load
-from .measure import Sample, Timing, import_time, measure
+from .measure import Sample, Timing, count_system_calls, import_time, measure
 from .processes import Bystanders, Failed, Placement
 from .report import Results
 from .summary import Point, summaries
@@ -91,6 +91,17 @@ class Run:
         )
         self.contenders = self._able(options)
         self.loads = self._possible(options)
+        self.counted = [
+            (load, place)
+            for load in self.loads
+            for place in self.places_of(load)
+            if load.counts and (not options.quick or (load.counts_quickly and place is self.places[0]))
+        ]
+        self.counter = system_calls.find() if self.counted else None
+        if self.counter is not None:
+            self.results.options["system calls counted by"] = self.counter.name
+        elif self.counted:
+            self._leave_out("system calls a request", "perf and strace are not installed, or not allowed")
         self.began = time.monotonic()
 
     def _able(self, options: argparse.Namespace) -> list[Contender]:
@@ -159,9 +170,26 @@ class Run:
             for contender in fitting[shift:] + fitting[:shift]:
                 self.show(f"round {number + 1} of {self.rounds}: {contender.name}")
                 samples.append(self.calm_sample(contender, load, place, number))
+        if (load, place) in self.counted and self.counter is not None:
+            self.count(load, place, samples)
         self.show("")
         order = [contender.name for contender in fitting]
         return sorted(samples, key=lambda sample: order.index(sample.contender))
+
+    def count(self, load: Load, place: Placement, samples: list[Sample]) -> None:
+        """Once for each contender, when the rounds are over: put into its first sample that has figures."""
+        assert self.counter is not None
+        for name, contender in contenders.BY_NAME.items():
+            sample = next((one for one in samples if one.contender == name and not one.failure), None)
+            if sample is None:
+                continue
+            self.show(f"system calls: {name}")
+            try:
+                sample.figures["system_calls"] = count_system_calls(
+                    contender, load, place, self.timing, self.counter
+                )
+            except (Failed, system_calls.Refused) as problem:
+                print(f"  {name}: its system calls were not counted: {problem}", flush=True)
 
     def calm_sample(self, contender: Contender, load: Load, place: Placement, number: int) -> Sample:
         """Measured again while other processes are busy, as often as patience allows; the calmest is kept.

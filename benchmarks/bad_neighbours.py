@@ -1,6 +1,7 @@
-"""Three clients that no server wants, for so many seconds: `python3 -m benchmarks.bad_neighbours PORT SECONDS`.
+"""Clients that no server wants, for so many seconds: `python3 -m benchmarks.bad_neighbours PORT SECONDS KIND`.
 
-One floods and reads what comes back, one sends and never reads, one sends a byte a second.
+KIND `flood`: one sends as fast as it can and reads what comes back. `all`: beside it, one sends and never reads, and
+one sends a byte a second.
 """
 
 import socket
@@ -34,14 +35,13 @@ def trickle(client: socket.socket) -> None:
 
 
 def main() -> None:
-    port, seconds = int(sys.argv[1]), float(sys.argv[2])
+    port, seconds, kind = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
     flooding = connect(port)
-    for work, client in (
-        (take, flooding),
-        (flood, flooding),
-        (flood, connect(port)),  # which nobody reads from: what is echoed to it fills its buffers
-        (trickle, connect(port)),
-    ):
+    clients = [(take, flooding), (flood, flooding)]
+    if kind == "all":
+        # Of the first nobody reads: what is echoed to it fills its buffers.
+        clients += [(flood, connect(port)), (trickle, connect(port))]
+    for work, client in clients:
         threading.Thread(target=work, args=(client,), daemon=True).start()
     time.sleep(seconds)
 

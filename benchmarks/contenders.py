@@ -14,10 +14,14 @@ Missing = Callable[[], str]  # "" when the contender can run here, else why not
 class Request:
     """What a server is asked to be."""
 
-    protocol: str = "echo"  # echo, ping (RESP) or http
+    protocol: str = "echo"  # echo, ping (RESP), http or push
     life: int = 60  # seconds after which it ends by itself
     burn: bool = False  # a thread computing without pause in the same process
-    size: int = 64  # of the messages that will come: for contenders with buffers of their own
+    size: int = 64  # of the messages that will come (for contenders with buffers of their own) or are pushed
+    flow_control: bool = False  # peers that do not take their answers are not read from
+
+
+USUAL = frozenset({"echo", "ping", "http"})
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,10 @@ class Contender:
     command: Callable[[Request], list[str]] | None = (
         None  # None: serves nothing, is a floor for single requests
     )
-    protocols: frozenset[str] = frozenset({"echo", "ping", "http"})
+    protocols: frozenset[str] = USUAL
     can_burn: bool = True  # a Python thread can compute in its process
     caller_buffers: bool = False  # reads into buffers that each connection owns
-    flow_control: bool = False  # reads on only when what came before has been answered
+    flow_control: bool = False  # does not read from who leaves answers untaken, or can be asked not to
     single_request: str = ""  # its name in single_request.py, where it takes part in that
     quick: bool = False  # takes part in a --quick run
 
@@ -52,7 +56,10 @@ def _python_server(module: str, *extra: str) -> Callable[[Request], list[str]]:
             str(request.life),
             "--buffer-size",
             str(_buffer_size(request)),
+            "--message-size",
+            str(request.size),
             *(["--burn"] if request.burn else []),
+            *(["--flow-control"] if request.flow_control else []),
             *extra,
         ]
 
@@ -107,11 +114,20 @@ def _gaio_contenders(backend: str) -> list[Contender]:
     return [
         Contender(
             f"gaio-{backend}",
-            f"gaio {backend}, swap buffers",
+            f"gaio {backend}",
             _gaio_backend(backend),
             _python_server("gaio_watcher", "--backend", backend),
+            USUAL | {"push"},
+            flow_control=True,
             single_request=f"gaio-{backend}",
             quick=True,
+        ),
+        Contender(
+            f"gaio-{backend}-oneshot",
+            f"gaio {backend}, a read for each message",
+            _gaio_backend(backend),
+            _python_server("gaio_watcher", "--backend", backend, "--variant", "oneshot"),
+            single_request=f"gaio-{backend}-oneshot",
         ),
         Contender(
             f"gaio-{backend}-caller",
@@ -149,6 +165,7 @@ ALL: list[Contender] = [
         "uvloop protocol",
         _package("uvloop"),
         _python_server("uvloop_protocol"),
+        USUAL | {"push"},
         single_request="uvloop",
         quick=True,
     ),
@@ -157,6 +174,7 @@ ALL: list[Contender] = [
         "asyncio protocol",
         _nothing,
         _python_server("asyncio_protocol"),
+        USUAL | {"push"},
         single_request="asyncio",
         quick=True,
     ),

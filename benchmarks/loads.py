@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .contenders import Contender
 
-GROUPS = ("echo", "idle", "burn", "neighbours", "ping", "http", "memory", "latency", "import")
+GROUPS = ("echo", "push", "idle", "burn", "flood", "neighbours", "ping", "http", "memory", "latency", "import")
 
 
 @dataclass(frozen=True)
@@ -18,16 +18,28 @@ class Load:
     quick: bool = True  # part of a --quick run
 
     @property
+    def counts(self) -> bool:
+        """Whether system calls are counted: where every call of the server is for the requests of load/."""
+        return self.group in ("echo", "push", "idle", "burn")
+
+    @property
+    def counts_quickly(self) -> bool:
+        """Whether in a --quick run too, which has time for one point of each kind."""
+        return self.group == "push" or (self.group, self.connections, self.size) == ("echo", 64, SMALL)
+
+    @property
     def title(self) -> str:
         connections = f"{self.connections:,} connection{'s' if self.connections != 1 else ''}"
         return {
             "echo": f"echo of {_bytes(self.size)}, {connections}",
+            "push": f"push of one message of {_bytes(self.size)} to each of {connections}",
             "idle": f"echo of {_bytes(self.size)}, {connections} busy among {self.idle:,} idle ones",
             "burn": f"echo of {_bytes(self.size)}, {connections}, a Python thread computing in the server",
+            "flood": f"echo of {_bytes(self.size)}, {connections}, beside one that sends as fast as it can",
             "neighbours": f"echo of {_bytes(self.size)}, {connections}, beside three bad neighbours",
             "ping": f"RESP PING by redis-benchmark, {connections}",
             "http": f"HTTP hello by wrk, {connections}",
-            "memory": f"resident memory per idle connection with a read pending, {connections}",
+            "memory": f"resident memory per idle connection that waits for data, {connections}",
             "latency": f"one request of {_bytes(self.size)} on a socketpair, submit to completion",
             "import": "import time beyond interpreter start",
         }[self.group]
@@ -37,9 +49,9 @@ class Load:
             return bool(contender.single_request)
         if contender.command is None:
             return False
-        if self.group in ("ping", "http"):
+        if self.group in ("ping", "http", "push"):
             return self.group in contender.protocols
-        if self.group == "neighbours":
+        if self.group in ("flood", "neighbours"):
             return contender.flow_control
         if self.group == "burn":
             return contender.can_burn and not contender.caller_buffers
@@ -65,8 +77,10 @@ ALL = [
     Load("echo", 1, LARGE),
     Load("echo", 16, LARGE),
     Load("echo", 64, LARGE, quick=False),
+    Load("push", 1000, 100),
     Load("idle", 64, SMALL, idle=10_000, quick=False),
     Load("burn", 64, SMALL),
+    Load("flood", 64, SMALL, quick=False),
     Load("neighbours", 64, SMALL, quick=False),
     Load("ping", 64, quick=False),
     Load("http", 64, quick=False),

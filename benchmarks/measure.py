@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from . import places
 from .contenders import Contender, Request
 from .loads import Load
-from .processes import Failed, Placement, Server, beside, run, usable_processors
+from .processes import Failed, Held, Placement, Server, beside, run, usable_processors
+from .system_calls import Counter
 
 Figures = dict[str, float]
 
@@ -44,8 +45,10 @@ class Sample:
 def measure(contender: Contender, load: Load, placement: Placement, timing: Timing) -> Figures:
     kinds: dict[str, Callable[[Contender, Load, Placement, Timing], Figures]] = {
         "echo": echo,
+        "push": echo,
         "idle": echo,
         "burn": echo,
+        "flood": neighbours,
         "neighbours": neighbours,
         "ping": ping,
         "http": http,
@@ -55,42 +58,44 @@ def measure(contender: Contender, load: Load, placement: Placement, timing: Timi
     return kinds[load.group](contender, load, placement, timing)
 
 
+def _request(load: Load, limit: float) -> Request:
+    return Request(
+        "push" if load.group == "push" else "echo",
+        int(limit) + 10,
+        load.group == "burn",
+        load.size,
+        load.group in ("flood", "neighbours"),
+    )
+
+
+def _load_command(load: Load, server: Server, timing: Timing) -> list[str]:
+    source = places.PUSH_LOAD if load.group == "push" else places.ECHO_LOAD
+    options = {
+        "-p": server.port,
+        "-c": load.connections,
+        "-s": load.size,
+        "-t": timing.seconds,
+        # The first round of very many connections is one burst: let it pass.
+        "-w": timing.warm_up + load.connections / 20_000,
+        "-i": load.idle,
+        "-P": server.pid,
+    }
+    program = str(places.compile_c(source))
+    return [program, *(text for name, value in options.items() for text in (name, str(value)))]
+
+
 def echo(
-    contender: Contender, load: Load, placement: Placement, timing: Timing, *, bad_neighbours: bool = False
+    contender: Contender, load: Load, placement: Placement, timing: Timing, *, bad_neighbours: str = ""
 ) -> Figures:
-    # The first round of very many connections is one burst: let it pass.
-    warm_up = timing.warm_up + load.connections / 20_000
-    limit = timing.seconds + warm_up + 60
-    request = Request("echo", int(limit) + 10, load.group == "burn", load.size)
+    """The loads of load/: an echo or a push. `bad_neighbours` names the kind, see bad_neighbours.py."""
+    limit = timing.seconds + timing.warm_up + 60
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(Server(contender, request, placement))
+        server = stack.enter_context(Server(contender, _request(load, limit), placement))
         if bad_neighbours:
             command = [sys.executable, "-m", "benchmarks.bad_neighbours", str(server.port), str(limit)]
-            stack.enter_context(beside(command, placement.load))
+            stack.enter_context(beside([*command, bad_neighbours], placement.load))
         try:
-            said = json.loads(
-                run(
-                    [
-                        str(places.compile_c(places.ECHO_LOAD)),
-                        "-p",
-                        str(server.port),
-                        "-c",
-                        str(load.connections),
-                        "-s",
-                        str(load.size),
-                        "-t",
-                        str(timing.seconds),
-                        "-w",
-                        str(warm_up),
-                        "-i",
-                        str(load.idle),
-                        "-P",
-                        str(server.pid),
-                    ],
-                    placement.load,
-                    limit,
-                )
-            )
+            said = json.loads(run(_load_command(load, server, timing), placement.load, limit))
         except Failed as problem:
             raise Failed(f"{problem} {server.complaint()}".strip()) from None
     user, kernel = said["server_cpu"]["user"], said["server_cpu"]["kernel"]
@@ -105,11 +110,33 @@ def echo(
     }
 
 
+COUNTED_SECONDS = 0.2  # of the pass that counts system calls
+
+
+def count_system_calls(
+    contender: Contender, load: Load, placement: Placement, timing: Timing, counter: Counter
+) -> float:
+    """System calls of the server a request, in a pass of its own: counting slows it down. The load holds when it
+    is warm, goes on once the counter is attached, and keeps its connections until that is through (`-H`,
+    load/load.h)."""
+    timing = Timing(COUNTED_SECONDS, timing.warm_up)
+    limit = timing.seconds + timing.warm_up + 60
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(Server(contender, _request(load, limit), placement))
+        held = stack.enter_context(
+            Held([*_load_command(load, server, timing), "-H"], placement.load, limit)
+        )
+        count = stack.enter_context(counter.attached(server.pid))
+        requests: int = json.loads(held.figures())["requests"]
+        return count() / max(requests, 1)
+
+
 def neighbours(contender: Contender, load: Load, placement: Placement, timing: Timing) -> Figures:
     """The figures beside bad neighbours, and the latency of the same load without them."""
     calm = echo(contender, load, placement, timing)
+    kind = "flood" if load.group == "flood" else "all"
     return {
-        **echo(contender, load, placement, timing, bad_neighbours=True),
+        **echo(contender, load, placement, timing, bad_neighbours=kind),
         **{f"calm_{name}": calm[name] for name in ("p50_us", "p99_us")},
     }
 
@@ -214,8 +241,10 @@ GROUP = 200  # connections opened before waiting for the server to accept them: 
 
 
 def memory(contender: Contender, load: Load, placement: Placement, _timing: Timing) -> Figures:
-    """Resident memory that `load.connections` idle ones add to a server that is warm. The kernel's own memory
-    for sockets is not in it; it is the same for every contender."""
+    """Resident memory that `load.connections` idle ones add to a server that is warm: first those that have
+    only been accepted, then the same ones once each has been answered and waits again, so that a contender
+    which keeps more for writing from then on has it. The kernel's own memory for sockets is not in it; it is
+    the same for every contender."""
     opened: list[socket.socket] = []
 
     def open_connections(server: Server, count: int) -> None:
@@ -242,12 +271,17 @@ def memory(contender: Contender, load: Load, placement: Placement, _timing: Timi
             before = _settled(server)
             open_connections(server, load.connections)
             after = _settled(server)
-            for connection in opened[FEW::80]:
+            for connection in opened[FEW:]:
                 exchange(connection)  # they were connections with a read pending, not just accepted ones
+            served = _settled(server)
     finally:
         for connection in opened:
             connection.close()
-    return {"bytes_per_connection": (after - before) / load.connections, "resident_megabytes": before / 1e6}
+    return {
+        "bytes_per_connection": (after - before) / load.connections,
+        "served_bytes_per_connection": (served - before) / load.connections,
+        "resident_megabytes": before / 1e6,
+    }
 
 
 def _wait_until(condition: Callable[[], bool], otherwise: str) -> None:

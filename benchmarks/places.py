@@ -14,6 +14,7 @@ RESULTS = HERE / "results"
 VIRTUAL_ENVIRONMENTS = PROJECT / ".venv-bench"  # one for each version of Python
 
 ECHO_LOAD = HERE / "load" / "echo_load.c"
+PUSH_LOAD = HERE / "load" / "push_load.c"
 EPOLL_SERVER = HERE / "servers" / "epoll_server.c"
 GO_GAIO = HERE / "servers" / "go_gaio"
 
@@ -24,8 +25,8 @@ class CannotBuild(Exception):
 
 @functools.cache
 def compile_c(source: Path) -> Path:
-    """The program made from one C file; made again only when the source has changed."""
-    program = BUILD / f"{source.stem}-{_fingerprint(source)}"
+    """The program made from one C file and the headers beside it; made again only when they have changed."""
+    program = BUILD / f"{source.stem}-{_fingerprint(source, *sorted(source.parent.glob('*.h')))}"
     if program.exists():
         return program
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")

@@ -29,8 +29,10 @@ COLOURS = {
     "plain-stdlib": "#b08d57",
     "plain-stdlib-caller": "#d0b98d",
     "gaio-epoll": "#d62728",
+    "gaio-epoll-oneshot": "#a3123a",
     "gaio-epoll-caller": "#e88080",
     "gaio-io_uring": "#e67300",
+    "gaio-io_uring-oneshot": "#c79a00",
     "gaio-io_uring-caller": "#f5ab66",
     "gaio-epoll-nested": "#8c2d04",
     "gaio-io_uring-nested": "#b35806",
@@ -115,7 +117,7 @@ def throughput(found: Found) -> Drawing | None:
 def _bars(panel: Axes, summary: Summary, figure: str, title: str, unit: str) -> None:
     names = _in_order(summary)
     # The first bar is the lowest: the best comes last, whether that is the most or the least.
-    names.sort(key=lambda name: summary[name][figure].median, reverse=figure == "bytes_per_connection")
+    names.sort(key=lambda name: summary[name][figure].median, reverse="bytes" in figure.split("_"))
     values = [summary[name][figure] for name in names]
     medians = [value.median for value in values]
     errors = [
@@ -203,6 +205,12 @@ def large_messages(found: Found) -> Drawing | None:
     )
 
 
+def push(found: Found) -> Drawing | None:
+    return _bar_picture(
+        found, lambda point: point.group == "push", "requests_per_second", "messages per second"
+    )
+
+
 def crowded(found: Found) -> Drawing | None:
     """What happens to 64 busy connections when much else goes on."""
     return _bar_picture(
@@ -217,7 +225,22 @@ def independent_clients(found: Found) -> Drawing | None:
 
 
 def memory(found: Found) -> Drawing | None:
-    return _bar_picture(found, lambda point: point.group == "memory", "bytes_per_connection", "bytes")
+    """Accepted and waiting for the first byte; and waiting for another one."""
+    kinds = {"bytes_per_connection": "not served yet", "served_bytes_per_connection": "served once"}
+    wanted = [
+        (point, figure)
+        for point, summary in found.items()
+        if point.group == "memory"
+        for figure in kinds
+        if all(figure in figures for figures in summary.values())
+    ]
+    if not wanted:
+        return None
+    drawing, panels = _panels(len(wanted))
+    for panel, (point, figure) in zip(panels, wanted, strict=True):
+        title = textwrap.fill(f"{point.title}, {kinds[figure]}", 50)
+        _bars(panel, found[point], figure, title, "bytes")
+    return drawing
 
 
 PICTURES: dict[str, Callable[[Found], Drawing | None]] = {
@@ -225,6 +248,7 @@ PICTURES: dict[str, Callable[[Found], Drawing | None]] = {
     "processor_time": processor_time,
     "latency": latency,
     "large_messages": large_messages,
+    "push": push,
     "crowded": crowded,
     "independent_clients": independent_clients,
     "memory": memory,

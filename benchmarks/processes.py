@@ -173,6 +173,54 @@ def beside(command: list[str], processors: frozenset[int]) -> Iterator[None]:
         process.wait()
 
 
+class Held:
+    """A load that holds when it is warm, having said so in a line, and again when it has printed its figures, with
+    its connections open."""
+
+    def __init__(self, command: list[str], processors: frozenset[int], limit: float) -> None:
+        self._name, self._limit = os.path.basename(command[0]), limit
+        with on_processors(processors):
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=places.PROJECT,
+            )
+        try:
+            self._line()
+        except BaseException:
+            self.stop()
+            raise
+
+    def figures(self) -> str:
+        """Tells it to go on, and returns the line it prints when it is through."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._line()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], self._limit)
+        line = self._process.stdout.readline() if ready else ""
+        if not line:
+            _output, errors = self.stop()
+            raise Failed(f"{self._name}: {errors.strip() or 'it said nothing'}")
+        return line
+
+    def stop(self) -> tuple[str, str]:
+        self._process.kill()
+        return self._process.communicate()
+
+    def __enter__(self) -> "Held":  # noqa: PYI034 - typing.Self is not in Python 3.10
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
 def run(command: list[str], processors: frozenset[int], limit: float) -> str:
     """What a program printed on standard output; it has to end by itself, well, and in time."""
     with on_processors(processors):

@@ -128,11 +128,13 @@ def title_of(contender: str) -> str:
 def _point_table(point: Point, summary: Summary) -> str:
     if point.group == "memory":
         return _table(
-            ("contender", "bytes a connection", "MB when warm"),
+            ("contender", "bytes a connection", "bytes once it has been served", "MB when warm"),
             (
                 (
                     title_of(name),
                     _with_range(figures["bytes_per_connection"]),
+                    # Runs from before this was measured can still be made into a page.
+                    _with_range(served) if (served := figures.get("served_bytes_per_connection")) else "-",
                     f"{figures['resident_megabytes'].median:.1f}",
                 )
                 for name, figures in _ordered(point, summary)
@@ -163,6 +165,7 @@ def _point_table(point: Point, summary: Summary) -> str:
     best = best_gaio(summary)
     large = point.size >= 65536
     own_load = point.group not in ("ping", "http")
+    unit = "messages" if point.group == "push" else "requests"
     rows = []
     for name, figures in _ordered(point, summary):
         rate = figures["requests_per_second"]
@@ -175,25 +178,27 @@ def _point_table(point: Point, summary: Summary) -> str:
             f"{figures['p99_us'].median:,.0f}",
             f"{figures['server_user_us'].median:.2f}",
             f"{figures['server_kernel_us'].median:.2f}",
+            f"{calls.median:.2f}" if (calls := figures.get("system_calls")) else "-",
         ]
         if own_load:
             row.append(f"{figures['server_busy'].median:.0%} / {figures['load_busy'].median:.0%}")
         if large:
             row.append(f"{figures['megabytes_per_second'].median:,.0f}")
-        if point.group == "neighbours":
+        if point.group in ("flood", "neighbours"):
             row.append(f"{figures['calm_p50_us'].median:,.0f} / {figures['calm_p99_us'].median:,.0f}")
         rows.append(row)
     head = [
         "contender",
-        "requests/s",
+        f"{unit}/s",
         "of best gaio",
         "p50 µs",
         "p99 µs",
-        "user µs/request",
-        "kernel µs/request",
+        f"user µs/{unit[:-1]}",
+        f"kernel µs/{unit[:-1]}",
+        f"system calls/{unit[:-1]}",
     ]
     head += ["server / load busy"] * own_load + ["MB/s"] * large
-    head += ["without them p50 / p99 µs"] * (point.group == "neighbours")
+    head += ["without them p50 / p99 µs"] * (point.group in ("flood", "neighbours"))
     return _table(head, rows)
 
 
@@ -223,7 +228,10 @@ def line(point: Point, name: str, figures: dict[str, Figure]) -> str:
 
     head = f"  {name:24s} "
     if point.group == "memory":
-        return head + f"{median('bytes_per_connection'):10,.0f} bytes a connection"
+        return head + (
+            f"{median('bytes_per_connection'):10,.0f} bytes a connection,"
+            f" {median('served_bytes_per_connection'):10,.0f} once it has been served"
+        )
     if point.group == "import":
         return head + f"{median('import_ms'):10.1f} ms"
     if point.group == "latency":
@@ -236,4 +244,5 @@ def line(point: Point, name: str, figures: dict[str, Figure]) -> str:
         f"{rate.median:9,.0f}/s [{rate.least:9,.0f} .. {rate.most:9,.0f}]"
         f"  p50 {median('p50_us'):8,.0f} p99 {median('p99_us'):8,.0f} us"
         f"  cpu/request {median('server_user_us'):6.2f} user {median('server_kernel_us'):6.2f} kernel us"
+        + (f"  calls/request {median('system_calls'):5.2f}" if "system_calls" in figures else "")
     )

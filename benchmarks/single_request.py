@@ -1,7 +1,9 @@
 """How long one request takes from submit to completion: `python3 -m benchmarks.single_request gaio-epoll`.
 
 One process, one thread that submits and waits, both ends of a socketpair. `write`: submit 64 bytes, wait for
-the completion. `read`: the bytes are there already; submit a read, wait for the completion. Prints JSON.
+the completion. `read`: the bytes are there already; submit a read, wait for the completion. gaio's read has been
+submitted once, by `read_start()`, and there is only the wait; `gaio-BACKEND-oneshot` submits one each time.
+Prints JSON.
 """
 
 import argparse
@@ -21,6 +23,7 @@ assert sys.platform == "linux", "plain_stdlib.py needs epoll"
 from .servers import plain_stdlib  # noqa: E402 - the type checker must not look for it on other platforms
 
 if TYPE_CHECKING:
+    import gaio
     from gaio import BackendName
 
 WARM_UP = 300  # requests of each kind before the first that counts
@@ -101,9 +104,22 @@ def proactor_watcher(trial: Trial, watcher: proactor.Watcher) -> None:
     trial.run(write=write, read=read)
 
 
+def repeating_watcher(trial: Trial, watcher: "gaio.Watcher") -> None:
+    def write() -> None:
+        watcher.write(trial.conn, trial.message)
+        one_result()
+
+    def one_result() -> None:
+        [result] = watcher.wait_io()
+        assert result.error is None, result.error
+
+    watcher.read_start(trial.conn)
+    trial.run(write=write, read=one_result)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("subject", help="blocking-socket, asyncio, uvloop, plain-stdlib, or gaio-BACKEND")
+    parser.add_argument("subject", help="blocking-socket, asyncio, uvloop, plain-stdlib, or gaio-BACKEND[-oneshot]")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=1.0)
     options = parser.parse_args()
@@ -123,8 +139,9 @@ def main() -> None:
     else:
         import gaio
 
-        with gaio.Watcher(backend=cast("BackendName", subject.removeprefix("gaio-"))) as watcher:
-            proactor_watcher(trial, watcher)
+        _, backend, *variant = subject.split("-")
+        with gaio.Watcher(backend=cast("BackendName", backend)) as watcher:
+            (proactor_watcher if variant else repeating_watcher)(trial, watcher)
     print(json.dumps(trial.figures()))
 
 

@@ -36,7 +36,7 @@ class Ratio:
     peer: str
     title: str
     wanted: float
-    variant: str = ""  # of the gaio contender: "" (swap buffers) or "-caller"
+    variant: str = ""  # of the gaio contender: "" (requests that repeat), "-oneshot" or "-caller"
     backends: tuple[str, ...] = BACKENDS
 
     def judge(self, found: dict[Point, Summary]) -> Verdict | None:
@@ -47,10 +47,14 @@ class Ratio:
             for backend in self.backends
             if peer and (own := rate(summary, f"gaio-{backend}{self.variant}"))
         }
-        work = self.point.title + (", caller buffers" if self.variant else "")
+        work = self.point.title + _kind(self.variant)
         if self.backends == ("epoll",):
             work += ", epoll backend"
         return Verdict(work, self.title, self.wanted, reached) if reached else None
+
+
+def _kind(variant: str) -> str:
+    return {"": "", "-oneshot": ", a read for each message", "-caller": ", caller buffers"}[variant]
 
 
 def rate(summary: Summary, contender: str) -> float:
@@ -63,41 +67,45 @@ def echo(connections: int, placement: str, size: int = 64) -> Point:
 
 
 def ratios() -> Iterator[Ratio]:
-    for connections in (64, 1000):
+    for connections, over_c, epoll_over_uvloop in ((64, 0.82, 0.85), (1000, 0.8, 0.75)):
         point = echo(connections, "pinned")
+        yield Ratio(point, "uvloop", "uvloop protocol", 1.0)
+        yield Ratio(point, "uvloop", "uvloop protocol", epoll_over_uvloop, backends=("epoll",))
+        yield Ratio(point, "c_epoll", "C epoll server", over_c)
         yield Ratio(point, "asyncio", "asyncio protocol", 3.5)
         yield Ratio(point, "go-gaio", "Go gaio, one core", 1.5)
         yield Ratio(point, "plain-stdlib", "plain stdlib", 1.4)
-        yield Ratio(point, "uvloop", "uvloop protocol", 1.0)
-        yield Ratio(point, "c_epoll", "C epoll server", 0.8)
-        yield Ratio(point, "uvloop", "uvloop protocol", 0.75, backends=("epoll",))
-    for connections, over_asyncio in ((1, 1.0), (8, 2.5), (64, 3.5)):
-        yield Ratio(echo(connections, "free"), "uvloop", "uvloop protocol", 0.8)
+    yield Ratio(echo(64, "pinned"), "asyncio-buffered", "asyncio BufferedProtocol", 1.25)
+    yield Ratio(echo(8, "pinned"), "uvloop", "uvloop protocol", 0.9)
+    for connections, over_uvloop, over_asyncio in ((1, 0.8, 1.0), (8, 0.9, 2.5), (64, 0.8, 3.5)):
+        yield Ratio(echo(connections, "free"), "uvloop", "uvloop protocol", over_uvloop)
         yield Ratio(echo(connections, "free"), "asyncio", "asyncio protocol", over_asyncio)
     for placement in ("pinned", "free"):
         for connections in (1, 16):
-            yield Ratio(
-                echo(connections, placement, 65536), "uvloop", "uvloop protocol", 1.1, variant="-caller"
-            )
-    for placement in ("pinned", "free"):
-        yield Ratio(Point("burn", 64, 64, 0, placement), "asyncio", "asyncio protocol", 3.0)
+            yield Ratio(echo(connections, placement, 65536), "uvloop", "uvloop protocol", 1.0)
+        yield Ratio(Point("push", 1000, 100, 0, placement), "asyncio", "asyncio protocol", 2.0)
+        yield Ratio(Point("burn", 64, 64, 0, placement), "asyncio", "asyncio protocol", 5.0)
 
 
 def judge(found: dict[Point, Summary]) -> list[Verdict]:
     """A row for each target whose figures are in this run."""
     judges: list[Callable[[dict[Point, Summary]], Verdict | None]] = [ratio.judge for ratio in ratios()]
-    judges += [_memory, _many_connections, _neighbours, _import]
+    judges += [_many_connections, _memory, _flood, _neighbours, _import]
     return [verdict for one in judges if (verdict := one(found)) is not None]
 
 
 def _memory(found: dict[Point, Summary]) -> Verdict | None:
-    point = Point("memory", 8000, 0, 0, "free")
+    # Measured in one placement, and which one makes no difference.
+    point = next((point for point in found if (point.group, point.connections) == ("memory", 8000)), None)
+    if point is None:
+        return None
     reached = {
-        backend: figures["bytes_per_connection"].median
+        backend: served.median
         for backend in BACKENDS
-        if (figures := found.get(point, {}).get(f"gaio-{backend}"))
+        if (served := found[point].get(f"gaio-{backend}", {}).get("served_bytes_per_connection"))
     }
-    return Verdict(point.title, "absolute", 1000, reached, "bytes", at_most=True) if reached else None
+    work = f"{point.title}, served once"
+    return Verdict(work, "absolute", 800, reached, "bytes", at_most=True) if reached else None
 
 
 def _many_connections(found: dict[Point, Summary]) -> Verdict | None:
@@ -110,14 +118,23 @@ def _many_connections(found: dict[Point, Summary]) -> Verdict | None:
     return Verdict(echo(8000, "pinned").title, "itself at 64 connections", 0.75, reached) if reached else None
 
 
+def _flood(found: dict[Point, Summary]) -> Verdict | None:
+    return _beside(found, Point("flood", 64, 64, 0, "pinned"), "")
+
+
 def _neighbours(found: dict[Point, Summary]) -> Verdict | None:
-    point = Point("neighbours", 64, 64, 0, "pinned")
+    return _beside(found, Point("neighbours", 64, 64, 0, "pinned"), "-caller")
+
+
+def _beside(found: dict[Point, Summary], point: Point, variant: str) -> Verdict | None:
+    """The 99th percentile, a multiple of what it is without the neighbours."""
     reached = {
         backend: figures["p99_us"].median / figures["calm_p99_us"].median
         for backend in BACKENDS
-        if (figures := found.get(point, {}).get(f"gaio-{backend}-caller"))
+        if (figures := found.get(point, {}).get(f"gaio-{backend}{variant}"))
     }
-    return Verdict(f"p99, {point.title}", "itself without them", 3, reached, at_most=True) if reached else None
+    work = f"p99, {point.title}" + _kind(variant)
+    return Verdict(work, "itself without", 3, reached, at_most=True) if reached else None
 
 
 def _import(found: dict[Point, Summary]) -> Verdict | None:

@@ -6,7 +6,7 @@ allocations can matter: NOTES.md.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import cast
 
 from . import common
@@ -47,7 +47,33 @@ class Answering(asyncio.Protocol):
             self._transport.write(reply)
 
 
+class Push(asyncio.Protocol):
+    """One message to everybody, whenever somebody asks for one."""
+
+    def __init__(self, everybody: dict["Push", asyncio.Transport], messages: Iterator[bytes]) -> None:
+        self._everybody = everybody
+        self._messages = messages
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._everybody[self] = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio passes it
+        del self._everybody[self]
+
+    def data_received(self, data: bytes) -> None:
+        if common.HERE in data:
+            self._everybody[self].write(common.HERE)
+        for _ in range(data.count(common.NEXT)):
+            message = next(self._messages)
+            for transport in self._everybody.values():
+                transport.write(message)
+
+
 def protocol_factory(options: common.Options) -> Callable[[], asyncio.BaseProtocol]:
+    if options.protocol == "push":
+        everybody: dict[Push, asyncio.Transport] = {}
+        messages = common.pushed_messages(options.message_size)
+        return lambda: Push(everybody, messages)
     if options.protocol != "echo":
         return lambda: Answering(options.protocol)
     if options.variant == "buffered":

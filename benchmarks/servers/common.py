@@ -4,11 +4,12 @@ A server prints one line of JSON, ``{"port": N}``, when it can be connected to, 
 """
 
 import argparse
+import itertools
 import json
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 BACKLOG = 4096
@@ -17,31 +18,44 @@ READ_SIZE = 65536  # the most one receive may bring, the same for every contende
 PING = b"*1\r\n$4\r\nPING\r\n"
 PONG = b"+PONG\r\n"
 END_OF_REQUEST = b"\r\n\r\n"
+# Of the push: answered to the one who sends it, and asks for one more message to everybody (load/push_load.c).
+HERE, NEXT = b"?", b"!"
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 13\r\n\r\nHello, world!"
 
 
 @dataclass(frozen=True)
 class Options:
-    protocol: str  # echo, ping (RESP) or http
+    protocol: str  # echo, ping (RESP), http or push
     buffer_size: int  # of the caller's buffers, for a contender that uses some
     backend: str  # of gaio
     variant: str  # of the server's loop, where there is more than one
+    message_size: int  # of a push
+    flow_control: bool  # do not read from who does not take the answers, where that is left to the server
 
 
 def start() -> Options:
     """Reads the command line and starts what it asks for beside the server."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--protocol", choices=("echo", "ping", "http"), default="echo")
+    parser.add_argument("--protocol", choices=("echo", "ping", "http", "push"), default="echo")
     parser.add_argument("--life", type=int, default=60, help="seconds after which the server dies by itself")
     parser.add_argument("--burn", action="store_true", help="a thread of this process computes without pause")
     parser.add_argument("--buffer-size", type=int, default=READ_SIZE)
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--variant", default="")
+    parser.add_argument("--message-size", type=int, default=100)
+    parser.add_argument("--flow-control", action="store_true")
     arguments = parser.parse_args()
     signal.alarm(arguments.life)  # the default action ends the process even when the benchmark is gone
     if arguments.burn:
         threading.Thread(target=burn, name="burn", daemon=True).start()
-    return Options(arguments.protocol, arguments.buffer_size, arguments.backend, arguments.variant)
+    return Options(
+        arguments.protocol,
+        arguments.buffer_size,
+        arguments.backend,
+        arguments.variant,
+        arguments.message_size,
+        arguments.flow_control,
+    )
 
 
 def burn() -> None:
@@ -62,6 +76,12 @@ def without_delay(connection: socket.socket) -> socket.socket:
     """TCP_NODELAY: asyncio, uvloop and trio set it unasked, so the others get it too."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
+
+
+def pushed_messages(size: int) -> Iterator[bytes]:
+    """What is pushed, for ever: each message is the bytes from 0 to 250 again and again, from one further on."""
+    pattern = bytes(range(251)) * (size // 251 + 2)
+    return itertools.cycle([pattern[start : start + size] for start in range(251)])
 
 
 Arrived = bytes | bytearray  # trio may give either

@@ -14,17 +14,16 @@ if TYPE_CHECKING:
 async def serve(watcher: gaio.Watcher) -> None:
     def harvest() -> None:
         for result in watcher.wait_io(0):
-            if result.error is not None:
-                watcher.free(result.conn)
-            elif result.operation is gaio.READ:
-                watcher.write(result.conn, result.buffer)
-                watcher.read(result.conn)
-            elif result.operation is gaio.ACCEPT:
-                watcher.read(common.without_delay(result.accepted))
-                watcher.accept(result.conn)
+            if result.operation is gaio.READ:
+                if result.error is None:
+                    watcher.write(result.conn, result.buffer)
+                else:
+                    watcher.free(result.conn)
+            elif result.operation is gaio.ACCEPT and result.accepted is not None:
+                watcher.read_start(common.without_delay(result.accepted))
 
     asyncio.get_running_loop().add_reader(watcher.fileno(), harvest)
-    watcher.accept(common.listen())
+    watcher.accept_start(common.listen())
     await asyncio.Event().wait()
 
 

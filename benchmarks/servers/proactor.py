@@ -1,6 +1,6 @@
 """Servers on the API that gaio and plain_stdlib.py share: submit reads and writes, collect finished ones.
 
-Which of the two swap loops is the contender: see `echo_swap`.
+What only gaio has, requests that repeat, is in gaio_watcher.py.
 """
 
 import socket
