@@ -82,7 +82,7 @@ def close_idle(engine: Engine) -> None:
             connection.fd = -1
         _libc.close_all(engine.being_closed)
         engine.descriptors.pop(connection.token, None)
-        connection.let_go_of_queues()
+        connection.let_go()
         if connection.finalizer is not None:
             connection.finalizer.detach()
         table = engine.table_of(connection)
@@ -116,7 +116,7 @@ def detach(engine: Engine, item: Detach) -> None:
             queue.tail = NO_MORE
     engine.table_of(connection).pop(connection.key, None)
     engine.descriptors.pop(connection.token, None)
-    connection.let_go_of_queues()
+    connection.let_go()
     item.done = True
 
 
@@ -180,9 +180,7 @@ def abandon(engine: Engine) -> None:
             fds.discard(item.owner[0].fileno())
             item.owner.clear()
     for connection in engine.descriptors.values():
-        connection.fd = -1
-        for queue in connection.queues():
-            queue.fd = -1  # a call that a signal handler interrupted, to fork, may go on here for a while
+        connection.fd = -1  # a call that a signal handler interrupted, to fork, may go on here for a while
     _libc.close_all(list(fds))
     engine.connections.clear()
     engine.listeners.clear()

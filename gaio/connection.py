@@ -7,8 +7,8 @@ Ownership
     request -> conn, memory      strongly, until its result is delivered
     Connection -> requests       strongly, through its queues
     Connection -> conn           weakly: an object that nobody holds and that has no request pending is collected,
-                                 and its finalizer has the descriptor closed. While a request repeats it holds conn, so
-                                 there need be no finalizer until it ends
+                                 and its finalizer has the descriptor closed. While a request repeats it holds conn, and
+                                 so does Connection: there is no finalizer until it ends
 """
 
 from __future__ import annotations
@@ -38,12 +38,10 @@ NO_MORE: Any = OpResult()  # as the tail of a queue: it takes no more requests
 class RequestQueue:
     """The requests of one direction in the order of submission; only the first is with the backend."""
 
-    __slots__ = ("descriptor", "fd", "token", "outbound", "head", "tail", "behind", "ready", "waiting", "entry")
+    __slots__ = ("descriptor", "outbound", "head", "tail", "behind", "ready", "waiting", "entry")
 
     def __init__(self, connection: Connection, outbound: bool) -> None:
         self.descriptor: Any = connection  # in the end a ClosedConnection
-        self.fd = connection.fd
-        self.token = connection.token + 1 if outbound else connection.token
         self.outbound = outbound
         self.head: OpResult | None = None
         self.tail: OpResult | None = None if connection.close_reason is None else NO_MORE
@@ -53,6 +51,17 @@ class RequestQueue:
         self.ready = 1 if outbound or (connection.kind == FILE and is_write_only(connection.fd)) else 0
         self.waiting: Any = None  # for the backend
         self.entry = b""  # for the backend
+
+    # Not kept, for there are two queues for each idle connection: where it would be felt, the descriptor is asked.
+    @property
+    def fd(self) -> int:
+        fd: int = self.descriptor.fd
+        return fd
+
+    @property
+    def token(self) -> int:
+        token: int = self.descriptor.token
+        return token + 1 if self.outbound else token
 
 
 class Connection:
@@ -66,7 +75,7 @@ class Connection:
         self.kind = kind
         self.peer: bytes | None = None  # its struct sockaddr, where it was known when this was delegated
         self.key = id(conn)
-        self.conn = weakref.ref(conn)
+        self.conn: Any = weakref.ref(conn)  # conn itself, while a request that repeats holds it anyway
         self.finalizer: weakref.finalize[Any, Any] | None = None
         self.close_reason: type[GaioError] | None = None  # why it takes no more requests, None while it does
         self.reads = RequestQueue(self, outbound=False)
@@ -77,7 +86,7 @@ class Connection:
         if self.writes is None:
             self.writes = RequestQueue(self, outbound=True)
             if self.fd < 0:
-                self.let_go_of_queues()  # another thread was slow: it is closed, and this one would be a cycle again
+                self.let_go()  # another thread was slow: it is closed, and this one would be a cycle again
         return self.writes
 
     def queues(self) -> list[RequestQueue]:
@@ -89,17 +98,26 @@ class Connection:
         peer = _sockaddr.text(self.peer) if self.peer is not None else ""
         return f"{number} to {peer}" if peer else number
 
-    def let_go_of_queues(self) -> None:
-        """It is closed. With its queues it is a cycle, which only the collector would free, if that is on."""
+    def let_go(self) -> None:
+        """It is closed. With its queues it is a cycle, which only the collector would free, if that is on. It may be
+        one with conn as well, which may hold its results.
+        """
+        self.conn = _nobody
         closed = ClosedConnection(self)
         for queue in self.queues():
             queue.descriptor = closed
+
+
+def _nobody() -> None:
+    """Stands for the weak reference of a connection that is closed."""
 
 
 class ClosedConnection:
     """What the queues of a closed connection know of it, for requests that come too late."""
 
     __slots__ = ("close_reason", "token")
+
+    fd = -1
 
     def __init__(self, connection: Connection) -> None:
         self.close_reason = connection.close_reason
@@ -276,8 +294,9 @@ def kind_of(fd: int, operation: Operation) -> int:
 
 
 def peer_of(fd: int, kind: int) -> bytes | None:
-    """The peer's address, where there is one: a struct sockaddr."""
-    return None if kind in (FILE, LISTENER) else _sockets.peer(fd)
+    """The peer's address, where there is one: a struct sockaddr without its padding."""
+    peer = None if kind in (FILE, LISTENER) else _sockets.peer(fd)
+    return None if peer is None else _sockaddr.without_padding(peer)
 
 
 def check_kind(kind: int, operation: Operation) -> None:

@@ -67,7 +67,9 @@ class Delegation:
     def known(self, conn: HasFileno) -> Connection | None:
         engine = self._engine
         connection = engine.connections.get(id(conn)) or engine.listeners.get(id(conn))
-        return connection if connection is not None and connection.conn() is conn else None
+        if connection is None or (connection.conn is not conn and connection.conn() is not conn):
+            return None
+        return connection
 
     def connection(self, conn: HasFileno, operation: Operation, repeats: bool = False) -> Connection:
         """That of an object, for a request of this kind; delegates it if it is not known yet."""
@@ -111,9 +113,11 @@ class Delegation:
         if connection is None:
             try:
                 connection = self._duplicate(conn, operation)
-                if not repeats:
-                    # One that repeats holds its conn until it ends, see Engine.finish(): most connections never need a
-                    # finalizer, which takes a third as much memory as all else of an idle one.
+                if repeats:
+                    # Such a request holds its conn until it ends, see Engine.reclaim(). Until then there need be
+                    # neither a finalizer nor a weak reference, which take a third as much memory as all else.
+                    connection.conn = conn
+                else:
                     reclaim_when_collected(conn, connection, self._forget)
             except Exception as error:
                 connection = self.known(conn)
@@ -156,7 +160,7 @@ class Delegation:
                 raise
             duplicates.clear()  # it is the connection's now
             stale = engine.connections.get(id(conn)) or engine.listeners.get(id(conn))
-            if stale is not None and stale.conn() is None:
+            if stale is not None and stale.conn is not conn and stale.conn() is None:
                 self._forget(stale)  # its object died, and an interruption kept its finalizer from saying so
             # From here on a signal handler finds it; before, it may have taken the descriptor over itself.
             known = engine.table_of(connection).setdefault(connection.key, connection)
@@ -276,9 +280,10 @@ class Delegation:
 
     # --- reclaiming what is forgotten -------------------------------------------------------------------------
 
-    def reclaim(self, conn: HasFileno, connection: Connection) -> None:
-        """Have the connection closed when its object is collected, which nothing may have arranged yet."""
-        if connection.finalizer is None or not connection.finalizer.alive:
+    def reclaim(self, conn: HasFileno) -> None:
+        """A request that repeats was not submitted: have its connection, if there is one, closed with its object."""
+        connection = self.known(conn)
+        if connection is not None and connection.finalizer is None:
             reclaim_when_collected(conn, connection, self._forget)
 
     def leave_to_collector(self, conn: HasFileno, connection: Connection) -> None:

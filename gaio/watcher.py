@@ -140,7 +140,7 @@ class Watcher:
         of the stream (`EOFError`) included, arrives as `OpResult.error`.
         """
         connection = self._connections.get(id(conn))
-        if connection is None or connection.conn() is not conn:
+        if connection is None or (connection.conn is not conn and connection.conn() is not conn):
             # First, so that nothing is delegated for a request that will be refused.
             if buf is not None:
                 pin_for_read(buf)
@@ -225,7 +225,7 @@ class Watcher:
         `context`, `timeout`, threads and errors as in `read()`.
         """
         connection = self._connections.get(id(conn))
-        if connection is None or connection.conn() is not conn:
+        if connection is None or (connection.conn is not conn and connection.conn() is not conn):
             memory_for_write(buf)
             _vet(timeout)
             connection = self._delegation.connection(conn, WRITE)
@@ -371,11 +371,11 @@ class Watcher:
     ) -> None:
         """Submit a request that repeats."""
         _vet(timeout)
-        connection = self._delegation.connection(conn, operation, repeats=True)
         try:
+            connection = self._delegation.connection(conn, operation, repeats=True)
             self._submit(request, operation, conn, connection, connection.reads, None, None, 0, context, timeout, True)
         except BaseException:
-            self._delegation.reclaim(conn, connection)
+            self._delegation.reclaim(conn)
             raise
 
     def _submit(

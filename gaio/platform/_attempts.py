@@ -117,7 +117,7 @@ class Attempts(ABC):
                 asked = segment.size - start
                 self._pointer.value = segment.address + start
                 self._attempted = request
-                self._recv(queue.fd, self._pointer, asked, RECV_FLAGS)
+                self._recv(queue.descriptor.fd, self._pointer, asked, RECV_FLAGS)
             else:
                 segment, start = self._segment, self._start
                 asked = segment.size - start
@@ -144,7 +144,7 @@ class Attempts(ABC):
         if not self._returned:
             self._pointer.value = _address(request)
             self._attempted = request
-            self._recv(queue.fd, self._pointer, asked, RECV_FLAGS)
+            self._recv(queue.descriptor.fd, self._pointer, asked, RECV_FLAGS)
         moved = self._returned[0]
         if moved > 0:
             self._complete(request, queue, moved, asked)
@@ -202,7 +202,7 @@ class Attempts(ABC):
                 self._arrived = len(arrivals)
                 self._pointer.value = segment.address + start
                 self._attempted = request
-                self._recv(queue.fd, self._pointer, asked, RECV_FLAGS)
+                self._recv(queue.descriptor.fd, self._pointer, asked, RECV_FLAGS)
                 moved = returned[0]
                 if 0 < moved < asked and queue.ready == READY:
                     arrivals.append((request, segment.memory[start : start + moved]))
@@ -235,7 +235,7 @@ class Attempts(ABC):
             if kind == FILE:
                 self._read(queue.fd, self._pointer, asked)
             else:
-                self._recv(queue.fd, self._pointer, asked, RECV_FLAGS)
+                self._recv(queue.descriptor.fd, self._pointer, asked, RECV_FLAGS)
         else:
             segment, start = self._segment, self._start
             asked = segment.size - start

@@ -81,7 +81,8 @@ class ReadinessBackend(Attempts):
                 # takes for a small message.
                 length = request._length
                 self._attempted = request
-                self._send(queue.fd, request._memory, length, SEND_FLAGS)  # ctypes passes bytes as their address
+                # ctypes passes bytes as their address.
+                self._send(queue.descriptor.fd, request._memory, length, SEND_FLAGS)
                 moved = returned[0]
                 if moved < 0:
                     self._park_or_complete(request, queue, -ctypes.get_errno())

@@ -66,9 +66,18 @@ def pack(family: int, address: Any) -> bytes:
     return _head(family, 28) + struct.pack("!HI16s", port, flow, packed) + struct.pack("=I", scope)
 
 
+def _family(address: bytes) -> int:
+    return address[1] if _HAS_LENGTH else int.from_bytes(address[:2], sys.byteorder)
+
+
+def without_padding(address: bytes) -> bytes:
+    """All that text() needs: half of a `struct sockaddr_in` is padding."""
+    return address[:8] if _family(address) == socket.AF_INET else address
+
+
 def text(address: bytes) -> str:
     """The address as a person writes it; empty where it has none, or is of a family that is not known here."""
-    family = address[1] if _HAS_LENGTH else int.from_bytes(address[:2], sys.byteorder)
+    family = _family(address)
     if family == socket.AF_INET and len(address) >= 8:
         return f"{socket.inet_ntop(family, address[4:8])}:{int.from_bytes(address[2:4], 'big')}"
     if family == socket.AF_INET6 and len(address) >= 24:

@@ -30,6 +30,8 @@ def _lines(module: ModuleType, functions: tuple[str, ...] = ()) -> tuple[str, fr
     for function in ast.walk(tree):
         if not isinstance(function, ast.FunctionDef) or (functions and function.name not in functions):
             continue
+        if function.decorator_list:
+            continue  # a property that the backend may ask for, in the middle of a step that is none in its kernel
         for statement in ast.walk(function):
             if (
                 isinstance(statement, _SIMPLE)

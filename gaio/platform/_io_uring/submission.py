@@ -147,7 +147,9 @@ class Submission(ABC):
             if memory is None and queue.entry and queue.ready <= UNKNOWN and not uncommon:
                 append(queue.entry)
             elif type(memory) is bytes and queue.entry and not (request._offset or queue.ready >= POLL or uncommon):
-                append(pack(SEND, queue.fd, 0, id(memory) + BYTES_AT, request._length, SEND_FLAGS, queue.token, 0))
+                descriptor = queue.descriptor
+                address, token = id(memory) + BYTES_AT, descriptor.token + 1
+                append(pack(SEND, descriptor.fd, 0, address, request._length, SEND_FLAGS, token, 0))
             else:
                 if queue.token in self._cancelling or (not queue.outbound and is_connecting(queue.descriptor)):
                     self._parked[request] = False
