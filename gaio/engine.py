@@ -337,7 +337,11 @@ class Engine:
             elif request.more and deadlines.postpone(request, now):
                 continue
             else:
-                self.cut_off(request, DeadlineError("timed out; `size` tells how many bytes had moved"))
+                error: Exception = DeadlineError("timed out; `size` tells how many bytes had moved")
+                queue = request._queue
+                if request.more and queue.head is request and queue.descriptor.close_reason is not None:
+                    error = close_error(queue.descriptor)  # no arrival keeps it going, where closing was interrupted
+                self.cut_off(request, error)
             if request._deadline is not None:
                 deadlines.call_off(request._deadline)
         when = deadlines.earliest()

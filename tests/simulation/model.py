@@ -255,6 +255,9 @@ class Record:
             right = right or (held_back and cut_off and type(error) is not DeadlineError)
         if not right:
             raise Violation(f"{self} ended with {error!r}, but the backend's answers {self.answers} make it {verdict}")
+        if self.link.given_up or isinstance(error, WatcherClosedError):
+            # Interrupted, an accept may be closed before it is told what it ran out of, which is of no use any more.
+            self.arrivals = [what for what in self.arrivals if what not in OUT_OF_DESCRIPTORS]
         if self.arrivals:
             raise Violation(f"{self} ended, and {self.arrivals} has arrived for it")
         if held_back and not (cut_off or disturbed or closing or link.given_up):
