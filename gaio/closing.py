@@ -52,9 +52,6 @@ class Detach(Close):
 def close(engine: Engine, item: Close, reason: type[GaioError] = ConnClosedError) -> None:
     """Have the requests of a connection end with `reason`; then close_idle() closes its descriptor."""
     connection = item.connection
-    if type(item) is Detach:
-        detach(engine, item)
-        return
     if connection is None or connection.fd < 0:
         return
     with engine.new_queues:  # first: close_idle() closes what is in `closing`, and then the reason is wanted
@@ -173,7 +170,7 @@ def abandon(engine: Engine) -> None:
     fds.update(
         request._result
         for request in engine.backend.completed
-        if isinstance(request, AcceptResult) and request._result >= 0 and request.accepted is None
+        if isinstance(request, AcceptResult) and request._result >= 0 and not request._accepted
     )
     for item in engine.inbox:
         if isinstance(item, Detach) and item.owner:

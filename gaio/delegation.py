@@ -39,7 +39,7 @@ from gaio.result import CONNECT, Operation
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, TypeVar
+    from typing import Any, NoReturn, TypeVar
 
     from gaio.leader import Leader
     from gaio.types import HasFileno
@@ -218,8 +218,7 @@ class Delegation:
         if connection is None:
             if leader.closed:
                 raise WatcherClosedError("the watcher is closed, and its connections with it")
-            descriptor_of(conn)  # raises what there is to say of one that is closed
-            raise UnsupportedConnError(f"conn was never submitted to this watcher: {conn!r}")
+            _refuse_unknown(conn)
         if connection.kind == FILE:
             raise UnsupportedConnError("conn is no socket: only sockets can be handed back")
         if leader.is_inside():
@@ -262,10 +261,9 @@ class Delegation:
         connection = self.known(conn)
         if connection is None:
             try:
-                descriptor_of(conn)
+                _refuse_unknown(conn)
             except ConnClosedError:
                 return None
-            raise UnsupportedConnError(f"conn was never submitted to this watcher: {conn!r}")
         return connection
 
     def _close_undelegated(self, conn: HasFileno) -> Connection | None:
@@ -283,8 +281,8 @@ class Delegation:
     def reclaim(self, conn: HasFileno) -> None:
         """A request that repeats was not submitted: have its connection, if there is one, closed with its object."""
         connection = self.known(conn)
-        if connection is not None and connection.finalizer is None:
-            reclaim_when_collected(conn, connection, self._forget)
+        if connection is not None:
+            self._engine.reclaim(conn, connection)
 
     def leave_to_collector(self, conn: HasFileno, connection: Connection) -> None:
         """Nothing is left to reclaim, and without a finalizer no Python code runs when conn is collected: a Ctrl-C that
@@ -300,6 +298,12 @@ def _forget(leader: Leader, connection: Connection) -> None:
     leader.engine.table_of(connection).pop(connection.key, None)
     if not leader.closed:
         _tell(leader, Close(connection, forgotten=True))
+
+
+def _refuse_unknown(conn: HasFileno) -> NoReturn:
+    """An object has no connection here: raises what there is to say of one that is closed, or was never submitted."""
+    descriptor_of(conn)
+    raise UnsupportedConnError(f"conn was never submitted to this watcher: {conn!r}")
 
 
 def _tell(leader: Leader, item: Close) -> None:

@@ -276,7 +276,7 @@ class Engine:
                     self.back_off(request)
                     continue
                 if request.more:
-                    self.reclaim(request, queue.descriptor)
+                    self.reclaim(request.conn, queue.descriptor)
                     request.more = False
                 if request.operation is CONNECT:
                     self.connecting.discard(queue.descriptor.token)
@@ -292,10 +292,10 @@ class Engine:
             if request._deadline is not None:
                 self.deadlines.call_off(request._deadline)
 
-    def reclaim(self, request: OpResult, connection: Connection) -> None:
-        """It repeats and ends: from now on nothing holds its conn but the caller, see Delegation._take_descriptor()."""
+    def reclaim(self, conn: Any, connection: Connection) -> None:
+        """No request that repeats holds conn any more, so that only the caller does: Delegation._take_descriptor()."""
         if connection.finalizer is None and connection.close_reason is None and self.forget is not None:
-            reclaim_when_collected(request.conn, connection, self.forget)
+            reclaim_when_collected(conn, connection, self.forget)
 
     def advance(self, queue: RequestQueue, following: OpResult) -> None:
         """What stood before this request in its queue has finished."""
@@ -392,7 +392,7 @@ class Engine:
         before = before or deadline.before
         request.error = error
         if request.more:
-            self.reclaim(request, queue.descriptor)
+            self.reclaim(request.conn, queue.descriptor)
         if request.operation is CONNECT:
             self.connecting.discard(queue.descriptor.token)
         self.outbox.append(request)

@@ -142,21 +142,16 @@ class PinnedApart:
             self._view = _exported_anew(buffer, self.address)
         else:
             self._view = memoryview(buffer)
-            self.address = _address_of_own(self._view)
+            self.address = _address_of_view(self._view)
 
     def release(self) -> None:
         self._view.release()
 
 
-def _address_of_own(view: memoryview) -> int:
-    """Where the first byte is of a view that nobody else has: if it is writable, ctypes tells sooner."""
-    return _address_of_view(view) if view.readonly else ctypes.addressof(Pinned.from_buffer(view))
-
-
 def _exported_anew(view: memoryview, address: int) -> memoryview:
     try:
         whole = memoryview(view.obj)
-        start = _address_of_own(whole)
+        start = _address_of_view(whole)
         if start <= address and address + view.nbytes <= start + whole.nbytes:
             return whole
     except (TypeError, ValueError, BufferError):

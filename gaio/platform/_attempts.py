@@ -222,9 +222,7 @@ class Attempts(ABC):
         if not self._returned:
             segment = self._segment = self._arena.room(kind >= DATAGRAM)
             if (segment.batch < 0 or self.full) and not self._last_try:
-                self._unfinished[queue] = None
-                self._stalled = True
-                return False
+                return self._stall(queue)
             if kind == FILE:
                 _libc.keep_from_blocking(queue.fd)
             start = self._start = segment.used
@@ -256,13 +254,17 @@ class Attempts(ABC):
             return False
         return bool(queue.ready)
 
+    def _stall(self, queue: Any) -> bool:
+        """There is no room for another arrival before the next recycle(): so there is no attempt either."""
+        self._unfinished[queue] = None
+        self._stalled = True
+        return False
+
     def _try_next_accept(self, request: Any, queue: Any, _kind: int) -> bool:
         """Accept the next connection; whether there may be another."""
         if not self._returned:
             if self.full:
-                self._unfinished[queue] = None
-                self._stalled = True
-                return False
+                return self._stall(queue)
             _libc.keep_from_blocking(queue.fd)
             self._arrived = len(self.arrivals)
             self._attempted = request

@@ -200,8 +200,7 @@ class IoUringBackend(Submission):
         operations.take_own_memory(request, result)
         if outcome != operations.WAS_CANCELLED:
             return False
-        request._result = CANCELLED
-        self.completed.append(request)
+        self._come_back(request, CANCELLED)
         queue.waiting = None
         return True
 

@@ -160,8 +160,7 @@ class ReceiveInto(Operation):
     _operation = first_word(abi.IORING_OP_RECV)
 
     def entry(self, request: Any, queue: Any) -> bytes:
-        offset = request._offset
-        address, length = request._memory.address + offset, min(request._length - offset, MAX_RW_COUNT)
+        address, length = _left(request)
         entry = SQE.pack(self._operation, queue.fd, 0, address, length, socket.MSG_DONTWAIT, queue.token, 0)
         return entry if queue.ready > UNKNOWN else _when_readable(queue) + entry
 
@@ -239,7 +238,7 @@ class Send(Operation):
     def entry(self, request: Any, queue: Any) -> bytes | None:
         if queue.ready == POLL or (request._offset > 0 and queue.ready != POLLED and queue.descriptor.kind <= SOCKET):
             return None
-        address, length = _left_to_write(request)
+        address, length = _left(request)
         if type(request._memory) is Vector:
             message = msghdr(msg_iov=address, msg_iovlen=length)
             self.messages.append(message)
@@ -305,8 +304,7 @@ class SystemCalls:
             room = self._room = self._room or mmap.mmap(-1, self._swap_size, mmap.MAP_PRIVATE)
             address, length = ctypes.addressof(ctypes.c_char.from_buffer(room)), self._swap_size
         else:
-            offset = request._offset
-            address, length = request._memory.address + offset, min(request._length - offset, MAX_RW_COUNT)
+            address, length = _left(request)
         self._pointer.value = address
         self._arrived = len(self._arrivals)
         self._request = request
@@ -333,7 +331,7 @@ class SystemCalls:
 
     def write(self, request: Any, queue: Any) -> bool:
         _libc.keep_from_blocking(queue.fd)
-        self._pointer.value, length = _left_to_write(request)
+        self._pointer.value, length = _left(request)
         self._request = request
         write = self._writev if type(request._memory) is Vector else self._write
         write(queue.fd, self._pointer, length)
@@ -353,9 +351,7 @@ class SystemCalls:
                 queue = request._queue
                 if request.more and (result > 0 or (not result and queue.descriptor.kind == LISTENER)):
                     if len(self._arrivals) == self._arrived:
-                        what: Any = result
-                        if queue.descriptor.kind != LISTENER:
-                            what = self._copied(result)
+                        what = result if queue.descriptor.kind == LISTENER else self._copied(result)
                         self._arrivals.append((request, what))
                 else:
                     if result > 0 and request._memory is None:
@@ -450,8 +446,8 @@ class Operations:
 # --- memory -------------------------------------------------------------------------------------------------
 
 
-def _left_to_write(request: Any) -> tuple[int, int]:
-    """Address and length; of a Vector those of its iovec array."""
+def _left(request: Any) -> tuple[int, int]:
+    """Address and length of its memory that is still to be filled or written; of a Vector those of its iovec array."""
     memory, offset = request._memory, request._offset
     if type(memory) is Vector:
         address, count = memory.after(offset)

@@ -243,15 +243,13 @@ class Submission(ABC):
     def _wait_until_writable(self, request: Any, queue: Any) -> None:
         queue.ready = POLL
         if request in self._last_tries:  # a write of a file, which has said so at once: nobody would cancel it again
-            request._result = -errno.EAGAIN
-            self.completed.append(request)
+            self._come_back(request, -errno.EAGAIN)
             return
         self._blocked[queue.fd] = request
         try:
             self._writability.watch(queue.fd)
         except OSError as error:
-            request._result = -(error.errno or errno.EIO)
-            self.completed.append(request)
+            self._come_back(request, -(error.errno or errno.EIO))
             del self._blocked[queue.fd]
 
     def _go_on_writing(self) -> None:
