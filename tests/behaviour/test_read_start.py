@@ -1018,14 +1018,8 @@ def send_until_full(peer: Closable, message: bytes, most: int) -> int:
     return most
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["tcp", "unix", "pipe_to_read", "seqpacket", "unix datagrams"])
-def test_what_waits_undelivered_is_bounded(watcher: AccountedWatcher, pairs: Pairs, kind: str) -> None:
-    """The consumer stays away: the peer has to wait. Then everything arrives."""
-    conn, peer = messages(pairs, kind) if kind in MESSAGES else stream(pairs, kind)
-    read = watcher.read_start(conn)
-    assert watcher.wait(0) == []
-    chunk = pattern(4096)
+def send_until_it_waits(peer: Closable, chunk: bytes) -> int:
+    """How many bytes went, until there was no room for a whole second."""
     os.set_blocking(peer.fileno(), False)
     sent = 0
     while sent < MOST:
@@ -1035,6 +1029,17 @@ def test_what_waits_undelivered_is_bounded(watcher: AccountedWatcher, pairs: Pai
             if not select.select([], [peer], [], 1)[1]:
                 break
     assert sent < 64 * MIB, "the peer was never made to wait"
+    return sent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tcp", "unix", "pipe_to_read", "seqpacket", "unix datagrams"])
+def test_what_waits_undelivered_is_bounded(watcher: AccountedWatcher, pairs: Pairs, kind: str) -> None:
+    """The consumer stays away: the peer has to wait. Then everything arrives."""
+    conn, peer = messages(pairs, kind) if kind in MESSAGES else stream(pairs, kind)
+    read = watcher.read_start(conn)
+    assert watcher.wait(0) == []
+    sent = send_until_it_waits(peer, pattern(4096))
     watcher.harvest_until(lambda: read.received == sent, "all of it")
     put(peer, b"goes on")
     watcher.harvest_until(lambda: read.received == sent + 7, "what comes then")
@@ -1047,16 +1052,7 @@ def test_large_messages_that_wait_undelivered_are_bounded(watcher: AccountedWatc
     conn, peer = messages(pairs, kind) if kind in MESSAGES else stream(pairs, kind)
     read = watcher.read_start(conn)
     assert watcher.wait(0) == []
-    chunk = pattern(60_000)
-    os.set_blocking(peer.fileno(), False)
-    sent = 0
-    while sent < MOST:
-        try:
-            sent += os.write(peer.fileno(), chunk)
-        except BlockingIOError:
-            if not select.select([], [peer], [], 1)[1]:
-                break
-    assert sent < 64 * MIB, "the peer was never made to wait"
+    sent = send_until_it_waits(peer, pattern(60_000))
     watcher.harvest_until(lambda: read.received == sent, "all of it")
 
 
