@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gaio.connection import NO_MORE, RequestQueue
 from gaio.errors import GaioError
-from gaio.outcome import cancelled
+from gaio.outcome import cancelled, close_error
 from gaio.platform import CANCELLED, _libc
 from gaio.result import UNDER_WAY, WRITE, AcceptResult, OpResult
 
@@ -38,7 +38,10 @@ def recover(engine: Engine) -> None:
     for request in backend.completed:
         concluded = request._result != CANCELLED and not isinstance(request.error, GaioError)
         if request.operation > WRITE and (concluded or request.error is None):
-            request.error = UNDER_WAY  # it is concluded anew; finish() takes None for a read's or a write's
+            # It is concluded anew; finish() takes None for a read's or a write's. One that is being closed was cut off
+            # before: it must not be taken for one that goes on, as an accept does that ran out of descriptors.
+            connection = request._queue.descriptor
+            request.error = UNDER_WAY if connection.close_reason is None else close_error(connection)
         if request in engine.backing_off:  # it was being put there, or cut off there: in both cases it ends
             if request._deadline is not None:
                 engine.deadlines.call_off(request._deadline)

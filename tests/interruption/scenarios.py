@@ -7,8 +7,10 @@ it goes on as a caller would, to the outcome that a caller may rely on.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import os
+import resource
 import select
 import socket
 from collections.abc import Callable, Iterator
@@ -814,6 +816,33 @@ def accept_again_and_again(world: World) -> Iterator[Act]:
     assert one.accepted.getpeername() == late.getsockname()
     world.watcher.free(listener)
     world.watcher.wait(0)
+
+
+@scenario()
+def free_an_accept_that_repeats_without_descriptors(world: World) -> Iterator[Act]:
+    """It ends, and does not go on as soon as there are some: nobody would cut it off again."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    client = socket.create_connection(listener.getsockname(), timeout=SECONDS)
+    world.pairs.also_close(client)
+    assert select.select([listener], [], [], SECONDS)[0], "connected over loopback, and never come"
+    accept = world.watcher.accept_start(listener)
+
+    def act() -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        try:
+            world.watcher.free(listener)
+            world.watcher.finish(accept)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    yield act
+    act()
+    world.pairs.also_close(*accept.connections)
+    error = accept.error
+    assert isinstance(error, gaio.ConnClosedError) or getattr(error, "errno", 0) == errno.EMFILE, error
 
 
 @scenario()
