@@ -84,7 +84,10 @@ class Callers(World):
             if link.connection is not None and not link.given_up and not self.closing:
                 raise Violation(f"{link} is not stopped, as if it were not delegated") from None
             return
-        if self.inside or any(record.may_stop for record in repeating):
+        # What had come back when a turn was interrupted may count as ended, though its result is not there yet. Then
+        # this is for the next one, and that ends at once, where it stands behind others.
+        came_back = [request.context for request in self.backend.completed]
+        if self.inside or any(record.may_stop or record in came_back for record in repeating):
             # A turn is under way, which may end the first of them before this is come to.
             for record in repeating:
                 record.may_stop = True
