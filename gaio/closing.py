@@ -35,6 +35,18 @@ class Close:
         self.forgotten = forgotten  # the collector asked for it, not the caller
 
 
+class Sends(Close):
+    """An item of the inbox: send these messages, without a request for each, see gaio/platform/__init__.py."""
+
+    __slots__ = ("messages", "outcomes", "begun")
+
+    def __init__(self, messages: list[tuple[int, bytes]]) -> None:
+        super().__init__(None)
+        self.messages = messages
+        self.outcomes: dict[int, int] = {}
+        self.begun = 0
+
+
 class Detach(Close):
     """An item of the inbox: part with this connection without closing it."""
 
@@ -75,7 +87,7 @@ def close_idle(engine: Engine) -> None:
             continue  # the kernel may still write into its buffers
         if connection.fd >= 0:
             engine.backend.unregister(connection)
-            engine.being_closed[:] = (connection.fd,)
+            engine.being_closed[:] = connection.own_descriptor()
             connection.fd = -1
         _libc.close_all(engine.being_closed)
         engine.descriptors.pop(connection.token, None)
@@ -165,7 +177,9 @@ def withdraw(engine: Engine, request: OpResult) -> bool:
 def abandon(engine: Engine) -> None:
     """In the child after fork(2): close the child's copies, touch nothing that is shared with the parent."""
     # Another thread of the parent may have been in the middle of closing one, or of detaching one.
-    fds = {*engine.being_closed, *(connection.fd for connection in engine.descriptors.values() if connection.fd >= 0)}
+    fds = set(engine.being_closed)
+    for connection in engine.descriptors.values():
+        fds.update(connection.own_descriptor())
     fds.update(what for _, what in not_delivered(engine) if isinstance(what, int))
     fds.update(
         request._result
@@ -195,6 +209,8 @@ class _ClosedBackend:
     completed: list[Any] = []  # noqa: RUF012  # stays empty
     arrivals: list[Any] = []  # noqa: RUF012  # stays empty
     full = False
+    sends_together = False
+    fell_short = False
     swap: Any = None
 
     def register(self, _: Connection) -> None:
@@ -209,6 +225,12 @@ class _ClosedBackend:
 
     def all_taken(self) -> bool:
         return True
+
+    def all_sent(self) -> bool:
+        return True
+
+    def send_all(self, sends: Sends) -> None:
+        sends.outcomes.update(dict.fromkeys(range(sends.begun, len(sends.messages)), 0))  # nothing of these went out
 
     def lend(self) -> None: ...
     def recycle(self) -> None: ...

@@ -23,7 +23,7 @@ import sys
 import weakref
 
 from gaio.errors import ConnClosedError, GaioError, UnsupportedConnError
-from gaio.platform import DATAGRAM, FILE, LISTENER, SEQPACKET, SOCKET, STREAM, _sockaddr, _sockets
+from gaio.platform import DATAGRAM, FILE, LISTENER, SELECTOR, SEQPACKET, SOCKET, STREAM, _sockaddr, _sockets
 from gaio.result import ACCEPT, CONNECT, SHUTDOWN, Operation, OpResult
 
 TYPE_CHECKING = False  # see gaio/types.py
@@ -69,6 +69,8 @@ class Connection:
 
     __slots__ = ("fd", "token", "kind", "peer", "key", "conn", "finalizer", "reads", "writes", "close_reason")
 
+    shared = False
+
     def __init__(self, conn: Any, fd: int, kind: int, token: int) -> None:
         self.fd = fd  # ours: closed exactly once, when the last request has come back
         self.token = token
@@ -88,6 +90,10 @@ class Connection:
             if self.fd < 0:
                 self.let_go()  # another thread was slow: it is closed, and this one would be a cycle again
         return self.writes
+
+    def own_descriptor(self) -> tuple[int, ...]:
+        """What is to be closed with it, while it is open."""
+        return (self.fd,) if self.fd >= 0 else ()
 
     def queues(self) -> list[RequestQueue]:
         return [self.reads] if self.writes is None else [self.reads, self.writes]
@@ -110,6 +116,26 @@ class Connection:
 
 def _nobody() -> None:
     """Stands for the weak reference of a connection that is closed."""
+
+
+class SharedConnection(Connection):
+    """That of an object which stays open, and is held until then: see Delegation.share()."""
+
+    __slots__ = ()
+
+    shared = True
+
+    def __init__(self, conn: Any, fd: int, kind: int, token: int) -> None:
+        super().__init__(conn, fd, kind, token)
+        self.conn = conn
+
+    def own_descriptor(self) -> tuple[int, ...]:
+        return ()
+
+    def let_go(self) -> None:
+        if self.close_reason is ConnClosedError and self.conn is not _nobody:
+            self.conn.close()
+        super().let_go()
 
 
 class ClosedConnection:
@@ -295,7 +321,7 @@ def kind_of(fd: int, operation: Operation) -> int:
 
 def peer_of(fd: int, kind: int) -> bytes | None:
     """The peer's address, where there is one: a struct sockaddr without its padding."""
-    peer = None if kind in (FILE, LISTENER) else _sockets.peer(fd)
+    peer = None if kind in (FILE, LISTENER, SELECTOR) else _sockets.peer(fd)
     return None if peer is None else _sockaddr.without_padding(peer)
 
 

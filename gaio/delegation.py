@@ -19,12 +19,14 @@ from gaio.closing import Close, Detach
 from gaio.connection import (
     Connection,
     RequestQueue,
+    SharedConnection,
     check_connected,
     check_file,
     check_kind,
     descriptor_of,
     family_to_connect,
     flush_now,
+    is_socket,
     kind_of,
     peer_of,
     reclaim_when_collected,
@@ -33,8 +35,8 @@ from gaio.engine import Stop
 from gaio.errors import ConnClosedError, UnsupportedConnError, WatcherClosedError
 from gaio.leader import release_all
 from gaio.memory import SocketAddress
-from gaio.platform import FILE, _libc, _sockaddr
-from gaio.result import CONNECT, Operation
+from gaio.platform import FILE, SELECTOR, _libc, _sockaddr
+from gaio.result import CONNECT, READ, Operation
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -159,9 +161,7 @@ class Delegation:
                     raise UnsupportedConnError(f"conn cannot be polled, as regular files cannot: {conn!r}") from error
                 raise
             duplicates.clear()  # it is the connection's now
-            stale = engine.connections.get(id(conn)) or engine.listeners.get(id(conn))
-            if stale is not None and stale.conn is not conn and stale.conn() is None:
-                self._forget(stale)  # its object died, and an interruption kept its finalizer from saying so
+            self._forget_stale(conn)
             # From here on a signal handler finds it; before, it may have taken the descriptor over itself.
             known = engine.table_of(connection).setdefault(connection.key, connection)
             if known is not connection:
@@ -176,6 +176,51 @@ class Delegation:
                 _libc.close_all(duplicates)
             raise
         return connection
+
+    def share(self, conn: HasFileno) -> None:
+        """Take on what stays open: a stream socket, of which the caller may ask for addresses and set options, or an
+        epoll or a kqueue, to be told when it is readable.
+
+        It needs no descriptor more. The watcher holds the object until free(), which closes it; a watcher that is
+        closed leaves it open. So does this where it raises. After an exception such as KeyboardInterrupt the object may
+        be shared already: then this does nothing the next time.
+        """
+        self.one_at_a_time(self._share, conn)
+
+    def _share(self, conn: HasFileno) -> None:
+        if self._leader.closing:
+            raise WatcherClosedError(CLOSED)
+        engine = self._engine
+        known = self.known(conn)
+        if known is not None and known.shared:
+            return
+        fd = descriptor_of(conn)
+        kind = kind_of(fd, READ) if is_socket(fd) else SELECTOR
+        check_kind(kind, READ)
+        check_connected(fd, kind)
+        connection = SharedConnection(conn, fd, kind, next(self._tokens))
+        engine.descriptors[connection.token] = connection
+        try:
+            engine.backend.register(connection)
+            self._forget_stale(conn)
+            engine.connections[connection.key] = connection
+        except BaseException as error:
+            # Undone at once, and not by the leader: the caller may close it, and another may be given its number.
+            engine.descriptors.pop(connection.token, None)
+            if engine.connections.get(connection.key) is connection:
+                del engine.connections[connection.key]
+            if not isinstance(error, (OSError, WatcherClosedError)):  # the kernel may know it
+                engine.backend.unregister(connection)
+            raise
+
+    def _forget_stale(self, conn: HasFileno) -> None:
+        """Before a connection takes this place: an object that had it may have died, and an interruption may have kept
+        its finalizer from saying so.
+        """
+        engine = self._engine
+        stale = engine.connections.get(id(conn)) or engine.listeners.get(id(conn))
+        if stale is not None and stale.conn is not conn and stale.conn() is None:
+            self._forget(stale)
 
     def _give_up(self, connection: Connection) -> None:
         """A delegation failed after the backend was told of it: undone by the leader, as a free() is."""
@@ -221,6 +266,8 @@ class Delegation:
             _refuse_unknown(conn)
         if connection.kind == FILE:
             raise UnsupportedConnError("conn is no socket: only sockets can be handed back")
+        if connection.shared:
+            raise UnsupportedConnError("conn has kept its descriptor: there is nothing to hand back")
         if leader.is_inside():
             raise RuntimeError("detach() was called from within another call, by a signal handler or a finalizer")
         item = Detach(connection)
@@ -245,6 +292,8 @@ class Delegation:
             if connection is None:
                 return
         _tell(self._leader, Close(connection))
+        if connection.shared:
+            return  # it stays known until it is closed: whoever names it must not take it for what is not delegated
         # Not before: interrupted up to here, free() can be called again.
         self._engine.table_of(connection).pop(connection.key, None)
         self.leave_to_collector(conn, connection)

@@ -19,7 +19,7 @@ What keeps a turn safe from KeyboardInterrupt
 
 from __future__ import annotations
 
-from gaio.closing import CLOSED_BACKEND, Close, Detach, close, close_idle, detach
+from gaio.closing import CLOSED_BACKEND, Close, Detach, Sends, close, close_idle, detach
 from gaio.connection import NO_MORE, Connection, RequestQueue, reclaim_when_collected
 from gaio.deadlines import Deadline, Deadlines
 from gaio.errors import DeadlineError
@@ -188,6 +188,9 @@ class Engine:
         """What is no request, in its place among these."""
         if type(item) is Stop:
             self.stop(item)
+        elif type(item) is Sends:
+            together: Any = self.backend
+            together.send_all(item)
         elif type(item) is Detach:
             detach(self, item)
         else:
@@ -294,6 +297,8 @@ class Engine:
 
     def reclaim(self, conn: Any, connection: Connection) -> None:
         """No request that repeats holds conn any more, so that only the caller does: Delegation._take_descriptor()."""
+        if connection.shared:
+            return
         if connection.finalizer is None and connection.close_reason is None and self.forget is not None:
             reclaim_when_collected(conn, connection, self.forget)
 

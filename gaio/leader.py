@@ -82,6 +82,9 @@ AWAKE: list[bool] = []  # see `needs_wakeup` above; stays empty
 # Not empty while Python forks, in the child until gaio's handler of os.register_at_fork() has run: see look_around().
 FORKING: list[bool] = []
 
+# Modules of the package that stand on a watcher as its callers do.
+_CALLERS = ("gaio.asyncio", "gaio.selector")
+
 # signal(7): what a thread raises by what it does itself, seccomp(2)'s SECCOMP_RET_TRAP included. Blocked, these kill
 # the process though it has a handler for them.
 _SYNCHRONOUS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS}
@@ -90,8 +93,10 @@ _SYNCHRONOUS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, sig
 class Leader:
     """Everything of a watcher but the handle that its user holds, so that the handle can be collected."""
 
-    def __init__(self, open_backend: Callable[[Engine], platform.Backend]) -> None:
-        """See begin() for when `open_backend` is called."""
+    def __init__(self, open_backend: Callable[[Engine], platform.Backend], follows: bool = True) -> None:
+        """See begin() for when `open_backend` is called. Unless the thread `follows`, it ends with that, and nothing is
+        done but within the calls of the consumer.
+        """
         self.inbox: list[Any] = []
         self.needs_wakeup: list[bool] = AWAKE
         # Writes from swap memory that is lent. Any thread appends, before it does so to the inbox.
@@ -125,8 +130,11 @@ class Leader:
         self.delivered = (0, 0)  # completions and batches before the one in `delivery`
 
         # The watcher thread.
+        self.follows = follows
         self.open_backend = open_backend
         self.backend_name = ""
+        # Held by the thread that opens the backend. Where begin() was interrupted, another may be there to close it.
+        self.opening = threading.Lock()
         self.opened = threading.Lock()  # held; released when the watcher thread has opened the backend, or could not
         self.opened.acquire()
         self.shut_by_thread = threading.Lock()  # held; released when that thread is about to end
@@ -147,6 +155,10 @@ class Leader:
         self.thread.start()
         self.started = True
         self.opened.acquire()  # a lock and not an Event: that is Python code, which could be left locked for ever
+        if not self.follows:
+            self.join()
+            self.started = False
+            del self.thread  # to see it in a list of threads that have ended would puzzle whoever looks for leaks
         if self.failure is not None:
             try:
                 raise self.failure
@@ -199,8 +211,26 @@ class Leader:
         """
         if not self.closed:
             self.ask_to_close()
-        if self.started and threading.get_ident() != self.thread.ident:
+            if not self.follows:
+                self.follow()
+        if self.follows and self.started and threading.get_ident() != self.thread.ident:
             self.shut_by_thread.acquire(timeout=PATIENCE)
+
+    def follow(self) -> None:
+        """Have everything closed by a thread, for nobody else is there to do so.
+
+        By this one where none can be started: for want of memory, or, from Python 3.12 on, when the interpreter exits.
+        """
+        thread = threading.Thread(target=self.run, name="gaio-watcher", daemon=True)
+        self.follows = True
+        try:
+            thread.start()
+        except RuntimeError:
+            self.follows = False
+            self.call(self.lead_and_shut)
+        else:
+            self.thread = thread
+            self.started = True
 
     def join(self) -> None:
         """Wait for the watcher thread, which ends when the watcher is closed; it may be this one, or never have run.
@@ -307,6 +337,8 @@ class Leader:
                 more -= 1
                 timeout = 0
                 continue
+            if engine.backend.fell_short:
+                break  # with nothing: whoever sent has to see to the rest, and must not wait for anybody else
             if lent:
                 recycled = recycle_lent(engine, self.lent_writes, lent)
                 lent = 0
@@ -422,11 +454,14 @@ class Leader:
         thread = threading.get_ident()
         self.inside.add(thread)
         try:
-            if self.open():
+            with self.opening:
+                is_open = bool(self.backend_name) or (self.failure is None and self.open())
+            if is_open and self.follows:
                 self.lead_when_needed()
         finally:
             self.inside.discard(thread)  # the number may be another thread's next
-            self.shut_by_thread.release()
+            if self.follows and self.shut_by_thread.locked():
+                self.shut_by_thread.release()
 
     def open(self) -> bool:
         try:
@@ -557,4 +592,5 @@ def release_all(lock: threading.RLock) -> None:
 
 
 def _is_ours(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__", "")).startswith("gaio.")
+    name = str(frame.f_globals.get("__name__", ""))
+    return name.startswith("gaio.") and name not in _CALLERS

@@ -42,8 +42,8 @@ class FreeThreadedLeader(Leader):
 
     engine: FreeThreadedEngine
 
-    def __init__(self, open_backend: Callable[[Engine], platform.Backend]) -> None:
-        super().__init__(open_backend)
+    def __init__(self, open_backend: Callable[[Engine], platform.Backend], follows: bool = True) -> None:
+        super().__init__(open_backend, follows)
         # The swap views of the batch in the caller's hands. Freed by the thread that did the reading, while another one
         # slices a part of it that it has kept, a view would spoil the count of that part.
         self.lent: list[memoryview] = []

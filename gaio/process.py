@@ -45,6 +45,8 @@ def _close_all() -> None:
     for leader in _all():
         if not leader.closed:
             leader.ask_to_close()
+            if not leader.follows:
+                leader.follow()
         leader.join()
 
 

@@ -90,6 +90,11 @@ class Watcher:
 
     __slots__ = ("_leader", "_delegation", "_inbox", "_connections", "__weakref__")
 
+    # Whether a thread of its own does the work when the consumer stays away. A class without it has to call finalize()
+    # of the leader in its __del__(): weakref.finalize() would hold all that is the context of a request, and with that
+    # the watcher.
+    _follows = True
+
     def __init__(self, *, swap_size: int = _SWAP_SIZE, backend: BackendName | None = None) -> None:
         if not _is_int(swap_size):
             raise TypeError(f"swap_size must be a number of bytes, not {swap_size!r}")
@@ -106,12 +111,13 @@ class Watcher:
             from gaio.lending import DevelopmentLeader, FreeThreadedLeader
 
             kind = DevelopmentLeader if sys.flags.dev_mode else FreeThreadedLeader
-        leader = self._leader = kind(partial(_open_backend, backend, swap_size))
+        leader = self._leader = kind(partial(_open_backend, backend, swap_size), self._follows)
         self._delegation = Delegation(leader)
         self._inbox = leader.inbox
         self._connections = leader.engine.connections
         process.register(leader)
-        weakref.finalize(self, leader.finalize).atexit = False
+        if self._follows:  # else there is __del__(): see there
+            weakref.finalize(self, leader.finalize).atexit = False
         try:
             leader.begin()
         except BaseException:  # the backend's; or RuntimeError, where no thread can be started
@@ -484,6 +490,8 @@ class Watcher:
             leader.ask_to_close()
         if leader.is_inside():
             return
+        if not leader.follows:
+            leader.join()  # where __init__() was interrupted, it may be opening the backend still
         leader.call(leader.lead_and_shut)
         leader.join()
 
@@ -596,14 +604,20 @@ def _deadline(timeout: float, request: OpResult) -> Deadline:
     return Deadline(monotonic() + seconds, request, seconds)
 
 
+def asked_for(backend: str | None) -> tuple[str, str]:
+    """The name of the backend to take, and who asks for it; `ValueError` for one that there is not."""
+    asked_by = "backend="
+    if backend is None:
+        asked_by = "GAIO_BACKEND="
+        backend = os.environ.get("GAIO_BACKEND") or "auto"
+    if backend not in (*platform.KNOWN, "auto"):
+        raise ValueError(f"{asked_by}{backend!r}: the backends are {', '.join(platform.KNOWN)} and auto")
+    return asked_by, backend
+
+
 def _open_backend(asked: str | None, swap_size: int, engine: Engine) -> platform.Backend:
     """The backend that was asked for, or the best that can be opened; raises where there is none."""
-    asked_by = "backend="
-    if asked is None:
-        asked_by = "GAIO_BACKEND="
-        asked = os.environ.get("GAIO_BACKEND") or "auto"
-    if asked not in (*platform.KNOWN, "auto"):
-        raise ValueError(f"{asked_by}{asked!r}: the backends are {', '.join(platform.KNOWN)} and auto")
+    asked_by, asked = asked_for(asked)
     arena = SwapArena(swap_size)
     reasons: list[str] = []
     number = None

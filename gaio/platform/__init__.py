@@ -15,8 +15,15 @@ What a backend has to say of its own is never said by an errno: any of them may 
 
     descriptors             token -> Descriptor of all that are registered; the core's table, which a backend reads.
     register(descriptor)    begin to watch it. Any thread; may raise OSError (EPERM: it cannot be polled).
-    unregister(descriptor)  stop watching it, before the core closes its number. Nothing of it is in flight.
+    unregister(descriptor)  stop watching it, before the core closes its number. Nothing of it is in flight. Any thread,
+                            where register() was interrupted and `descriptors` has lost it.
     start(requests)         begin these requests, in batch; some may be in `completed` when this returns.
+    sends_together          whether it has send_all() and all_sent(), for who wants no request for each message.
+    send_all(sends)         begin to send(2) each of these, on descriptors that have no outbound request. What it was
+                            given before is done when this returns.
+    all_sent()              whether that has been done, after a wait(): `sends.outcomes` has what did not go out whole.
+    fell_short              set by the backend: there is some of that. wait() does not block then, nor does the core,
+                            until all_sent() has said so.
     cancel(request)         bring it back soon: with its result, if what it needs is there by now; else with
                             CANCELLED or -EAGAIN. Of one that repeats, what is there is an arrival, and then it comes
                             back. A kernel may cancel unasked: then too it is CANCELLED.
@@ -80,6 +87,7 @@ DATAGRAM = 2  # no bytes is a message, not the end
 SEQPACKET = 3
 FILE = 4  # a pipe, terminal, eventfd …: read(2) and write(2) instead of recv(2) and send(2)
 LISTENER = 5  # a listening socket: its inbound requests accept(2), and return the descriptor; it must not block
+SELECTOR = 6  # an epoll or a kqueue: a read of it moves nothing, and ends with 1 when it is readable
 
 # Request._result: it came back with nothing done. Beyond every errno, of which Linux has no more than 4095 (MAX_ERRNO).
 CANCELLED = -(1 << 16)
@@ -138,6 +146,13 @@ if TYPE_CHECKING:
         _offset: int  # begin so many bytes into the memory
         _result: int  # set by the backend
 
+    class Sends(Protocol):
+        """Messages that leave together, without a request for each."""
+
+        messages: list[tuple[int, bytes]]  # descriptor and data
+        outcomes: dict[int, int]  # place in that -> bytes that went out, or -errno; what is not in here went out whole
+        begun: int  # the backend's own: the kernel has so many of them
+
     class Queue(Protocol):
         """One direction of a descriptor. `ready`, `waiting` and `entry` are the backend's own."""
 
@@ -165,6 +180,8 @@ if TYPE_CHECKING:
         completed: list[Any]
         arrivals: list[tuple[Any, Any]]
         full: bool
+        sends_together: bool
+        fell_short: bool
         swap: SwapMemory
 
         def register(self, descriptor: Descriptor) -> None: ...

@@ -29,8 +29,8 @@ import socket
 from abc import ABC, abstractmethod
 
 from gaio.memory import SocketAddress, Vector
-from gaio.platform import DATAGRAM, FILE, LISTENER, STREAM, _libc
-from gaio.platform._libc import IOV_MAX, MAX_RW_COUNT, address_of, msghdr
+from gaio.platform import DATAGRAM, FILE, LISTENER, SELECTOR, STREAM, _libc
+from gaio.platform._libc import IOV_MAX, MAX_RW_COUNT, SEND_FLAGS, address_of, msghdr
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -49,12 +49,9 @@ EAGAIN = -errno.EAGAIN
 ARRIVALS_A_TURN = 16  # of one request that repeats; then others come first
 _IN_PROGRESS = (errno.EINPROGRESS, errno.EALREADY, errno.EINTR)  # connect(2): wait until it is writable
 
-# A peer that has gone must not kill the process: SIGPIPE is suppressed per call, whatever the application has done with
-# the signal. write(2) to a pipe has no such flag; there it matters that Python ignores SIGPIPE from the start.
 # MSG_DONTWAIT leaves the mode of the socket as the caller set it, which matters because a duplicate of the descriptor
 # shares it. Not every system with a kqueue heeds it, see there.
 RECV_FLAGS = socket.MSG_DONTWAIT
-SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
 class Attempts(ABC):
@@ -66,6 +63,9 @@ class Attempts(ABC):
         *("_stalled", "_last_try", "_segment", "_start", "_pointer", "_message", "_message_pointer", "_recv", "_send"),
         *("_sendmsg", "_read", "_write", "_writev", "_accept", "_connect", "_shutdown", "_getsockopt", "_so_error"),
     )
+
+    sends_together = False  # each would be a system call all the same
+    fell_short = False
 
     def __init__(self, arena: SwapArena) -> None:
         self.completed: list[Any] = []
@@ -106,6 +106,9 @@ class Attempts(ABC):
             self._try_accept(request, queue)
         elif kind == FILE:
             self._try_read_file(request, queue)
+        elif kind == SELECTOR:
+            queue.ready = NOT_READY  # whoever reads it again has fetched all that it had to tell
+            self._complete(request, queue, 1)
         elif request._memory is not None:
             self._try_receive(request, queue)
         else:

@@ -33,7 +33,7 @@ import stat
 from collections.abc import Callable, Mapping
 from time import monotonic
 
-from gaio.platform import FILE, LISTENER, _libc
+from gaio.platform import FILE, LISTENER, SELECTOR, _libc
 from gaio.platform._attempts import READY, READY_UNTIL_EAGAIN
 from gaio.platform._kqueue_abi import EV_ADD, EV_CLEAR, EV_DELETE, EV_EOF, EV_ERROR, EV_OOBAND, NO_TIME, Kqueue, system
 from gaio.platform._readiness import LONGEST_WAIT, ReadinessBackend
@@ -133,7 +133,8 @@ class KqueueBackend(ReadinessBackend):
             if error.errno != errno.EPIPE:
                 raise
             descriptor.reads.ready = READY_UNTIL_EAGAIN  # there need not be any event: an attempt finds out
-        os.set_blocking(fd, False)  # last: what is refused stays as it was
+        if descriptor.kind != SELECTOR:  # ENOTTY, and it never blocks
+            os.set_blocking(fd, False)  # last: what is refused stays as it was
 
     def _suppress_sigpipe(self, fd: int) -> None:
         option = self._kqueue.abi.so_nosigpipe

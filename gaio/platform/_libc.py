@@ -109,6 +109,14 @@ IOV_MAX = min(os.sysconf("SC_IOV_MAX"), 1024)
 MAX_RW_COUNT = 0x7FFFF000
 
 
+# A peer that has gone must not kill the process: SIGPIPE is suppressed per call, whatever the application has done with
+# the signal. write(2) to a pipe has no such flag; there it matters that Python ignores SIGPIPE from the start.
+SEND_FLAGS = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+
+# For who needs no request: gaio/asyncio.py.
+send = LIBC.keeping_gil["send"]
+
+
 def failed(call: str, number: int) -> OSError:
     return OSError(number, f"{call}: {os.strerror(number)}")
 

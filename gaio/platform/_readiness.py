@@ -29,8 +29,9 @@ from collections.abc import Mapping
 from time import monotonic
 
 from gaio.memory import SocketAddress, is_connecting
-from gaio.platform import CANCELLED, DATAGRAM, FILE, STREAM, _libc
-from gaio.platform._attempts import EAGAIN, NOT_READY, READY, READY_UNTIL_EAGAIN, SEND_FLAGS, Attempts
+from gaio.platform import CANCELLED, DATAGRAM, FILE, SELECTOR, STREAM, _libc
+from gaio.platform._attempts import EAGAIN, NOT_READY, READY, READY_UNTIL_EAGAIN, Attempts
+from gaio.platform._libc import SEND_FLAGS
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ class ReadinessBackend(Attempts):
         if queue.outbound:
             queue.ready = queue.ready or READY
             self._try_write(request, queue)
+        elif queue.descriptor.kind == SELECTOR:
+            pass  # it waits, so it is not readable: there is no call that would tell more
         elif not is_connecting(queue.descriptor):
             queue.ready = queue.ready or READY
             self._last_try = True

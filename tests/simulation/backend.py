@@ -24,6 +24,8 @@ class SimulatedBackend(Kernel):
     """See above."""
 
     name = "simulation"
+    sends_together = False
+    fell_short = False
 
     def __init__(self, world: World, chance: Chance) -> None:
         super().__init__(world, chance)

@@ -23,7 +23,7 @@ from gaio.platform._io_uring import abi, operations
 from gaio.platform._io_uring.abi import CQE
 from gaio.platform._io_uring.operations import BULK, NOT_EMPTY, PAUSED, POLL, POLLED, SMALL, UNKNOWN, OwnMemory
 from gaio.platform._io_uring.ring import MASK32
-from gaio.platform._io_uring.submission import CANCELLATION, WAKE, WRITABLE, Submission, last_closed, open_rings
+from gaio.platform._io_uring.submission import CANCELLATION, SENT, WAKE, WRITABLE, Submission, last_closed, open_rings
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class IoUringBackend(Submission):
             self._arm()
         # To make room in the SQ is to reap. What has been started just now may take no buffer, see _buffers_are_left().
         held = self._again or (self._parked and (self._unpark or self._buffers_are_left()))
-        if self.completed or self.arrivals or self._woken or held:
+        if self.completed or self.arrivals or self._woken or held or self.fell_short:
             timeout = 0
         if timeout == 0 or ring.ksq_head[0] != ring.sq_tail:
             # Sends complete at once as a rule: looking without dropping the GIL keeps the batch together.
@@ -206,7 +206,12 @@ class IoUringBackend(Submission):
 
     def _special(self, token: int, result: int, flags: int) -> None:
         """The completion of something that is no request."""
-        if token & CANCELLATION:
+        if token & SENT:
+            sends, place = self._sends, token ^ SENT
+            if result != len(sends.messages[place][1]):  # else the kernel tells of each
+                sends.outcomes[place] = result
+                self.fell_short = True
+        elif token & CANCELLATION:
             token ^= CANCELLATION
             if result == -errno.ENOENT:
                 # It has finished, or just then it was between two attempts, where the kernel does not look.

@@ -46,7 +46,7 @@ from gaio.platform import LISTENER, SOCKET, STREAM, _libc
 from gaio.platform._io_uring import abi
 from gaio.platform._io_uring.abi import POLLIN, SQE, first_word
 from gaio.platform._io_uring.buffers import BUFFER_GROUP
-from gaio.platform._libc import IOV_MAX, MAX_RW_COUNT, address_of, msghdr
+from gaio.platform._libc import IOV_MAX, MAX_RW_COUNT, SEND_FLAGS, address_of, msghdr
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -69,7 +69,6 @@ WAS_CANCELLED = 3  # by us, or by the kernel itself
 SMALL = 4096  # bytes. Of what comes in larger pieces, one receive at a time keeps the rest from being starved
 ACCEPTS_A_TURN = 16  # of one listener; then others come first
 
-SEND_FLAGS = socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT
 SEND = first_word(abi.IORING_OP_SEND)
 _POLL_ADD = first_word(abi.IORING_OP_POLL_ADD)
 _POLL_THEN_NEXT = first_word(abi.IORING_OP_POLL_ADD, abi.IOSQE_IO_LINK | abi.IOSQE_CQE_SKIP_SUCCESS)
@@ -184,6 +183,15 @@ class ReceiveMessage(ReceiveInto):
         return super().entry(request, queue)
 
 
+class Poll(Operation):
+    """Of an epoll(7), whether it is readable. In: a poll. Out: what it says is the result."""
+
+    moves_bytes = False
+
+    def entry(self, _request: Any, queue: Any) -> bytes:
+        return poll_entry(queue.fd, queue.token)
+
+
 class Accept(Operation):
     """accept4(2) of a listening socket, which does not block.
 
@@ -247,6 +255,29 @@ class Send(Operation):
         if queue.ready < POLL:
             queue.entry = b"!"  # the common case may be assumed from now on
         return entry
+
+
+class SendUnlessShort:
+    """send(2) without a request: of one that goes out whole there is no CQE, so what is not told of is done.
+
+    MSG_WAITALL makes a short one count as failed, of which there is one. It does not wait, for MSG_DONTWAIT. Before
+    Linux 6.1 such a failure may say -EAGAIN when a part has gone. There, and until 6.3, which a feature tells, each has
+    a CQE.
+    """
+
+    def __init__(self, features: int) -> None:
+        silent = bool(features & abi.IORING_FEAT_REG_REG_RING)
+        self._operation = first_word(abi.IORING_OP_SEND, abi.IOSQE_CQE_SKIP_SUCCESS) if silent else SEND
+        self._flags = SEND_FLAGS | socket.MSG_WAITALL if silent else SEND_FLAGS
+
+    def entries(self, messages: list[tuple[int, bytes]], token: int) -> list[bytes]:
+        pack, operation, flags = SQE.pack, self._operation, self._flags
+        entries = []
+        for fd, data in messages:
+            length = min(len(data), MAX_RW_COUNT)
+            entries.append(pack(operation, fd, 0, address_of(data), length, flags, token, 0))
+            token += 1
+        return entries
 
 
 class Connect(Operation):
@@ -424,8 +455,8 @@ class Operations:
         self.send = send = Send()
         into, message = ReceiveInto(), ReceiveMessage(swap_size)
         read, write = ReadFile(calls), WriteFile(calls)
-        # by Descriptor.kind: STREAM, SOCKET, DATAGRAM, SEQPACKET, FILE, LISTENER
-        self._inbound: tuple[Operation, ...] = (into, into, message, message, read, Accept())
+        # by Descriptor.kind: STREAM, SOCKET, DATAGRAM, SEQPACKET, FILE, LISTENER, SELECTOR
+        self._inbound: tuple[Operation, ...] = (into, into, message, message, read, Accept(), Poll())
         on = ReceiveRepeatedly(read_size)
         self._repeating: tuple[Operation, ...] = (on, on, message, message, read, AcceptRepeatedly(calls))
         self._outbound: tuple[Operation, ...] = (send, send, send, send, write, send)

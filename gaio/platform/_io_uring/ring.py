@@ -92,6 +92,8 @@ class Ring:
         if params.features & _NEEDED != _NEEDED:
             raise OSError(errno.ENOSYS, f"the kernel's io_uring lacks features: it has {params.features:#x}")
 
+        self.features = params.features
+
         sq, cq = params.sq_off, params.cq_off
         self.index_array = not params.flags & abi.IORING_SETUP_NO_SQARRAY
         size = max(cq.cqes + params.cq_entries * CQE.size, self.index_array * (sq.array + params.sq_entries * 4))

@@ -30,20 +30,21 @@ from gaio.platform._eventfd import Wakeup
 from gaio.platform._io_uring import abi, operations
 from gaio.platform._io_uring.abi import SQE
 from gaio.platform._io_uring.buffers import ProvidedBuffers
-from gaio.platform._io_uring.operations import PAUSED, POLL, POLLED, SEND, SEND_FLAGS, UNKNOWN
+from gaio.platform._io_uring.operations import PAUSED, POLL, POLLED, SEND, UNKNOWN
 from gaio.platform._io_uring.ring import CQ_ENTRIES, ENTRIES, MASK32, Ring
-from gaio.platform._libc import BYTES_AT
+from gaio.platform._libc import BYTES_AT, SEND_FLAGS
 from gaio.platform._writability import Writability
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
     from typing import Any
 
-    from gaio.platform import Descriptor
+    from gaio.platform import Descriptor, Sends
     from gaio.swap import SwapArena
 
 # user_data: the token of the queue (`Queue.token`). Beyond those:
 CANCELLATION = 1 << 62  # of the queue named by the rest
+SENT = 1 << 61  # of the message in that place, see send_all()
 WAKE = 0  # tokens begin with 2
 WRITABLE = 1
 
@@ -56,6 +57,8 @@ last_closed = [-math.inf]  # when one of them was closed, by the monotonic clock
 class Submission(ABC):
     """The way in. What drives it is IoUringBackend."""
 
+    sends_together = True
+
     def __init__(
         self,
         arena: SwapArena,
@@ -66,6 +69,9 @@ class Submission(ABC):
         self.completed: list[Any] = []
         self.arrivals: list[tuple[Any, Any]] = []
         self.full = False
+        self._sends: Any = None  # what send_all() was given, until all_sent() has said that it is done
+        self._told = -1  # the CQ tail when the kernel had taken all of that, -1 until then
+        self.fell_short = False
         self._again: list[Any] = []  # requests that repeat, to be started with the next wait()
         self._descriptors = descriptors
         # Requests held here -> whether for want of a swap buffer, or as a multishot receive that was paused; else until
@@ -88,6 +94,7 @@ class Submission(ABC):
             calls = operations.SystemCalls(self.completed, self.arrivals, self._again, arena.size)
             self.operations = operations.Operations(calls, arena.size, self.buffers.read_size)
             self._messages = self.operations.send.messages
+            self._send_unless_short = operations.SendUnlessShort(self.ring.features)
             # CQ head; provided buffers consumed until there, and bytes of the one that is being consumed
             self._reaped = (self.ring.cq_head_word[0], 0, 0)
             # The CQ head where _reap() has begun, how many arrivals there were, and `_cancelling`.
@@ -112,6 +119,8 @@ class Submission(ABC):
                 poller.register(descriptor.fd)  # EPERM for what cannot be polled, as regular files
 
     def unregister(self, descriptor: Descriptor) -> None:
+        if self._sends is not None and descriptor.token in self._descriptors:
+            self._make_room()  # no request tells of its messages, and the number may be a stranger's next
         self._writability.leave_alone(descriptor.fd)  # the ring knows descriptors only through requests
 
     # --- requests on their way in ---------------------------------------------------------------------------
@@ -126,6 +135,43 @@ class Submission(ABC):
         for index in range(0, len(requests), at_once):
             self._make_room()
             self._submit(requests[index : index + at_once])
+
+    def send_all(self, sends: Sends) -> None:
+        ring = self.ring
+        if self._sends is not None and self._sends is not sends:  # an exception came between it and its end
+            while not self._has_told():  # the kernel needs its messages until then, and its outcomes have these places
+                ring.enter()
+                self._reap()
+        self._sends = sends
+        self._told = -1
+        while sends.begun < len(sends.messages):
+            messages = sends.messages[sends.begun : sends.begun + ring.sq_entries]
+            if len(messages) > ring.sq_entries - ((ring.sq_tail - ring.ksq_head[0]) & MASK32):
+                self._make_room()
+            entries = self._send_unless_short.entries(messages, SENT + sends.begun)
+            ring.batch = [partial(setattr, sends, "begun", sends.begun)]
+            sends.begun += len(messages)
+            ring.push(entries)
+
+    def all_sent(self) -> bool:
+        if not self._has_told():
+            return False
+        self._sends = None
+        self.fell_short = False
+        return True
+
+    def _has_told(self) -> bool:
+        """Whether the kernel has taken the messages, and what it had told by then has been reaped.
+
+        A message does not wait, and the CQEs of entries stand in the CQ before these are taken from the SQ. What others
+        send meanwhile may fill the CQ again and again: that is not waited for.
+        """
+        ring = self.ring
+        if self._told < 0:
+            if ring.ksq_head[0] != ring.sq_tail or ring.ksq_flags[0] & abi.IORING_SQ_CQ_OVERFLOW:
+                return False
+            self._told = ring.kcq_tail[0]
+        return (self._reaped[0] - self._told) & MASK32 < 1 << 31
 
     def _make_room(self) -> None:
         """Have the kernel take what the SQ holds."""
