@@ -62,18 +62,32 @@ def _run(command: list[str], purpose: str) -> None:
         raise CannotPrepare(f"{purpose} failed:\n{' '.join(command)}\n{done.stdout}")
 
 
+def _install_as_far_as_possible(install: list[str], programs: list[str]) -> None:
+    """All at once, or one by one where one of them has no wheel. The tests of those that are missing are skipped."""
+    try:
+        _run([*install, *programs], "Installing the programs that run on an event loop")
+    except CannotPrepare:
+        for program in programs:
+            try:
+                _run([*install, program], f"Installing {program}")
+            except CannotPrepare as error:
+                print(f"Left out, and so are its tests: {error}", flush=True)
+
+
 def prepare(interpreter: Interpreter, pip_from: Path | None = None) -> Path:
-    """The Python of an environment for this interpreter that holds the extras `test`, `types` and `examples`.
+    """The Python of an environment for this interpreter that holds the extras `test`, `types` and `examples`, and of
+    `asyncio` what has a wheel.
 
     With `pip_from`, the Python of another environment, that one's pip does the installing: the interpreter
     then needs no ensurepip, which Debian keeps in a package of its own. Types are checked in that other one, so the
     extra `types` is left out.
     """
     wanted = requirements("test", "examples") if pip_from else requirements("test", "types", "examples")
+    programs = requirements("asyncio")
     folder = ENVIRONMENTS / interpreter.name
     python = folder / "bin" / "python"
     stamp = folder / "installed.json"
-    content = json.dumps({"interpreter": interpreter.executable, "requirements": wanted})
+    content = json.dumps({"interpreter": interpreter.executable, "requirements": [*wanted, *programs]})
     with _only_one_at_a_time():
         if stamp.exists() and stamp.read_text(encoding="utf-8") == content and python.exists():
             return python
@@ -84,27 +98,30 @@ def prepare(interpreter: Interpreter, pip_from: Path | None = None) -> Path:
                 f"{interpreter.executable} cannot make a virtual environment: {' and '.join(missing)} missing.\n"
                 f"On Debian and Ubuntu: apt-get install python{minor}-venv"
             )
-        print(f"Making {folder.relative_to(ROOT)}: {', '.join(wanted)}", flush=True)
+        print(f"Making {folder.relative_to(ROOT)}: {', '.join([*wanted, *programs])}", flush=True)
         shutil.rmtree(folder, ignore_errors=True)
         make = [interpreter.executable, "-m", "venv", str(folder)]
         if pip_from is None:
             _run(make, "Making the virtual environment")
-            _run([str(python), *QUIET_PIP, "install", *wanted], "Installing what the tests need")
+            install = [str(python), *QUIET_PIP, "install"]
         else:
             _run([*make, "--without-pip"], "Making the virtual environment")
-            install = [str(pip_from), *QUIET_PIP, "--python", str(python), "install", *wanted]
-            _run(install, "Installing what the tests need")
+            install = [str(pip_from), *QUIET_PIP, "--python", str(python), "install"]
+        _run([*install, *wanted], "Installing what the tests need")
+        _install_as_far_as_possible([*install, "--only-binary", ":all:"], programs)
         stamp.write_text(content, encoding="utf-8")  # last: what was interrupted is made again
     return python
 
 
 @contextlib.contextmanager
-def as_installed() -> Iterator[dict[str, str]]:
-    """The environment variables under which a type checker sees `gaio-stubs` beside `gaio`, as a user's does.
+def as_installed() -> Iterator[tuple[Path, dict[str, str]]]:
+    """Where to run a type checker, and the environment variables under which it sees `gaio-stubs` beside `gaio`, as a
+    user's does.
 
-    In the checkout the source would hide the stubs.
+    In the checkout, and from MYPYPATH too, the source of a module would hide its stub.
     """
     with tempfile.TemporaryDirectory(prefix="gaio-as-installed-") as folder:
         (Path(folder) / "gaio").symlink_to(ROOT / "gaio")
         (Path(folder) / "gaio-stubs").symlink_to(ROOT / "stubs" / "gaio-stubs")
-        yield {**os.environ, "MYPYPATH": folder}
+        (elsewhere := Path(folder) / "elsewhere").mkdir()
+        yield elsewhere, {**os.environ, "PYTHONPATH": folder}

@@ -174,3 +174,19 @@ class Pairs:
                 reset(peer)
             else:
                 peer.close()
+
+
+class HeldPairs(Pairs):
+    """The same where the conns stay the test's: they are held, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: list[Closable] = []
+
+    def _keep(self, conn: Closable, peer: Closable) -> None:
+        super()._keep(conn, peer)
+        self._held.append(conn)
+
+    def close(self) -> None:
+        super().close()
+        self._held.clear()

@@ -48,6 +48,9 @@ class Background(Generic[T]):
         except BaseException as error:  # noqa: BLE001 - handed over to the thread that asks for the result
             self._future.set_exception(error)
 
+    def done(self) -> bool:
+        return self._future.done()
+
     def result(self) -> T:
         result = self._future.result(LIMIT)
         self._thread.join(LIMIT)

@@ -59,16 +59,16 @@ def redis_benchmark(server: Server, *options: str) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def redis_server() -> Iterator[int]:
-    """A Redis that keeps nothing; the port it listens on."""
+def redis_server(*more: str, port: int | None = None) -> Iterator[int]:
+    """A Redis that keeps nothing, with more options if need be; the port it listens on."""
     path = need("redis-server", "redis-server")
     with tempfile.TemporaryDirectory(prefix="gaio-redis-") as folder:
         # With port 0 Redis listens on no TCP port, so one that was free a moment ago has to do.
-        port = _free_port()
+        port = port or _free_port()
         options = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", folder, "--loglevel", "notice")
         log = Path(folder) / "log"
         with open(log, "wb") as output:
-            process = subprocess.Popen([path, *options], stdout=output, stderr=output)
+            process = subprocess.Popen([path, *options, *more], stdout=output, stderr=output)
         try:
             _wait_for(process, log)
             yield port

@@ -14,9 +14,10 @@ import resource
 import select
 import socket
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gaio
+from gaio.closing import Sends
 from tests import backends, leaks
 from tests.accounting import Request
 from tests.interruption.opcodes import Strike
@@ -949,6 +950,163 @@ def shutdown_after_a_write(world: World) -> Iterator[Act]:
     world.watcher.finish(*requests)
     assert [request.error for request in requests] == [None, None]
     assert receive_until_eof(peer) == b"the last"
+
+
+# --- connections on a descriptor that the caller keeps ----------------------------------------------------------
+
+
+class CountsClosing(socket.socket):
+    """A socket that knows how often close(2) was made for it: with the first its number may be a stranger's."""
+
+    closed_for_good = 0
+
+    def _real_close(self, *arguments: Any) -> None:
+        self.closed_for_good += self.fileno() >= 0
+        real_close: Any = getattr(super(), "_real_close")  # noqa: B009  # private, hence unknown to typeshed
+        real_close(*arguments)
+
+
+def _shared(world: World) -> tuple[CountsClosing, socket.socket]:
+    given, peer = world.pairs.unix()
+    return CountsClosing(given.family, given.type, given.proto, given.detach()), peer
+
+
+@scenario()
+def share(world: World) -> Iterator[Act]:
+    """What was interrupted is done again, whatever came of it."""
+    conn, peer = _shared(world)
+    share = world.watcher.watcher._delegation.share
+    yield lambda: share(conn)
+    number = conn.fileno()
+    share(conn)
+    assert world.watcher.watcher.stats().conns == 1
+    read, write = world.watcher.read(conn), world.watcher.write(conn, b"out")
+    peer.send(b"in")
+    world.watcher.finish(read, write)
+    assert (read.data, peer.recv(10)) == (b"in", b"out")
+    assert (conn.fileno(), conn.closed_for_good) == (number, 0)
+    world.watcher.free(conn)
+    assert world.receive_until_closed(peer) == b""
+    assert conn.closed_for_good == 1
+
+
+@scenario()
+def share_and_close_oneself(world: World) -> Iterator[Act]:
+    """A caller who gives up after the interruption closes the object, and its number is another's."""
+    conn, _ = _shared(world)
+    share = world.watcher.watcher._delegation.share
+    done: list[bool] = []
+
+    def act() -> None:
+        share(conn)
+        done.append(True)
+
+    yield act
+    if done or world.watcher.watcher._delegation.known(conn) is not None:
+        world.watcher.free(conn)
+    else:
+        conn.close()
+        other, peer = _shared(world)
+        share(other)
+        read = world.watcher.read(other)
+        assert world.watcher.wait(0) == []
+        peer.send(b"heard")
+        world.watcher.finish(read)
+        assert read.data == b"heard"
+        world.watcher.free(other)
+    world.watcher.wait(0)
+
+
+@scenario()
+def free_what_is_shared(world: World) -> Iterator[Act]:
+    conn, peer = _shared(world)
+    world.watcher.watcher._delegation.share(conn)
+    reads = [world.watcher.read(conn), world.watcher.read(conn)]
+    write = world.watcher.write(conn, b"the last")
+    assert world.watcher.wait(0) == [write]
+
+    def act() -> None:
+        world.watcher.free(conn)
+        world.watcher.finish(*reads)
+        world.watcher.wait(0)
+
+    yield act
+    stranger, _ = world.pairs.unix()
+    number = stranger.fileno()
+    act()
+    assert all(isinstance(read.error, gaio.ConnClosedError) for read in reads)
+    assert world.receive_until_closed(peer) == b"the last"
+    assert (conn.closed_for_good, stranger.fileno()) == (1, number)
+    os.fstat(number)
+    stranger.close()
+
+
+# --- messages that leave together -------------------------------------------------------------------------------
+
+
+def _together(world: World) -> bool:
+    return world.leader.engine.backend.sends_together
+
+
+def _all_sent(world: World) -> bool:
+    backend: Any = world.leader.engine.backend  # not kept by what is to be interrupted, see World.__exit__()
+    sent: bool = not _together(world) or backend.all_sent()
+    return sent
+
+
+@scenario()
+def send_together(world: World) -> Iterator[Act]:
+    """Each message leaves once, and what does not leave whole is told of; beside them reads and writes."""
+    ends = [_shared(world) for _ in range(6)]
+    for conn, _ in ends:
+        conn.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    (other, to_other), (asked, to_asked) = world.pairs.tcp(), world.pairs.unix()
+    much = pattern(1 << 18)
+    messages = [much if place % 3 == 1 else b"message %d" % place for place in range(len(ends))]
+    reset(ends[5][1])
+    read, write = world.watcher.read(asked), world.watcher.write(other, b"beside them")
+    to_asked.send(b"read")
+    sends = Sends([(conn.fileno(), message) for (conn, _), message in zip(ends, messages, strict=True)])
+    if _together(world):
+        world.leader.inbox.append(sends)
+
+    def act() -> None:
+        world.watcher.finish(read, write)
+        while not _all_sent(world):
+            world.watcher.wait(0)
+
+    yield act
+    act()
+    assert (read.data, receive_exactly(to_other, 11)) == (b"read", b"beside them")
+    if _together(world):
+        outcomes = sends.outcomes
+        assert sorted(outcomes) == [1, 4, 5]
+        assert outcomes[5] == -errno.EPIPE
+        for place, (_, peer) in enumerate(ends[:5]):
+            count = outcomes.get(place, len(messages[place]))
+            assert receive_exactly(peer, count) == messages[place][:count]
+            peer.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                assert not peer.recv(1), "more than it is told to have sent"
+    for conn, _ in ends:
+        conn.close()
+
+
+@scenario()
+def send_together_and_free(world: World) -> Iterator[Act]:
+    """The descriptor is closed behind its message."""
+    ends = [_shared(world) for _ in range(3)]
+    for conn, _ in ends:
+        world.watcher.watcher._delegation.share(conn)
+    if _together(world):
+        world.leader.inbox.append(Sends([(conn.fileno(), b"the last") for conn, _ in ends]))
+    for conn, _ in ends:
+        world.watcher.free(conn)
+    yield lambda: world.watcher.wait(0)
+    for conn, peer in ends:
+        assert world.receive_until_closed(peer) == (b"the last" if _together(world) else b"")
+        assert conn.closed_for_good == 1
+    assert _all_sent(world)
 
 
 @scenario()

@@ -1,6 +1,7 @@
 """Typed use of every public name: what a type checker must accept, and the types it must see."""
 
 import array
+import asyncio
 import io
 import mmap
 import socket
@@ -10,6 +11,7 @@ from typing import Any
 from typing_extensions import assert_type
 
 import gaio
+import gaio.asyncio
 
 conn = socket.create_connection(("127.0.0.1", 7))
 pipe = io.FileIO(0)
@@ -133,3 +135,15 @@ a_runtime_error: RuntimeError = gaio.WatcherClosedError()
 os_errors: list[OSError] = [gaio.ConnClosedError(), gaio.DeadlineError(), gaio.BackendUnavailableError()]
 a_timeout_error: TimeoutError = gaio.DeadlineError()
 a_connection_error: ConnectionError = gaio.ConnClosedError()
+
+
+async def main() -> int:
+    return 3
+
+
+event_loop = gaio.asyncio.new_event_loop()
+assert_type(event_loop, gaio.asyncio.EventLoop)
+assert_type(event_loop.watcher, gaio.Watcher | None)
+as_asyncio_has_it: asyncio.AbstractEventLoop = gaio.asyncio.EventLoop(backend=name)
+assert_type(gaio.asyncio.run(main()), int)
+assert_type(gaio.asyncio.run(main(), debug=True), int)

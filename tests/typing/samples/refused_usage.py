@@ -3,6 +3,7 @@
 import socket
 
 import gaio
+import gaio.asyncio
 
 conn = socket.create_connection(("127.0.0.1", 7))
 
@@ -95,3 +96,9 @@ with watcher as entered:
     entered.nonsense  # refused
 for result in watcher:
     result.size.nonsense  # refused
+
+gaio.asyncio.EventLoop(backend="none")  # refused
+gaio.asyncio.EventLoop("epoll")  # refused
+gaio.asyncio.new_event_loop().watcher = watcher  # refused
+gaio.asyncio.run(3)  # refused
+gaio.asyncio.nonsense  # refused
