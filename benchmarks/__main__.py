@@ -120,14 +120,10 @@ class Run:
     def _possible(self, options: argparse.Namespace) -> list[Load]:
         chosen = loads.chosen(options.only, options.connections, options.size, options.quick)
         descriptors = environment.raise_descriptor_limit()
-        tools = {
-            group: environment.missing_tool(*tool)
-            for group, tool in (("ping", ("redis-benchmark", "redis-tools")), ("http", ("wrk", "wrk")))
-            if group in {load.group for load in chosen}
-        }
+        lacking = {group: environment.lacking(group) for group in {load.group for load in chosen}}
         possible = []
         for load in chosen:
-            if reason := tools.get(load.group, ""):
+            if reason := lacking[load.group]:
                 self._leave_out(load.title, reason)
             elif load.connections + load.idle + 200 > descriptors:
                 self._leave_out(load.title, f"the limit is {descriptors} descriptors (ulimit -n)")
@@ -239,6 +235,8 @@ def write(results: Results, folder: Path) -> None:
         results.left_out["plots"] = "pip install matplotlib"
         print("left out: plots: pip install matplotlib")
     (folder / "results.md").write_text(report.page(results, pictures))
+    if lines := report.target_lines(results):
+        print(f"targets:\n{lines}")
     for name in ("results.json", "results.md", *(f"{picture}.png" for picture in pictures)):
         print(f"written: {folder / name}")
 

@@ -14,7 +14,7 @@ Missing = Callable[[], str]  # "" when the contender can run here, else why not
 class Request:
     """What a server is asked to be."""
 
-    protocol: str = "echo"  # echo, ping (RESP), http or push
+    protocol: str = "echo"  # one of those in servers/common.py
     life: int = 60  # seconds after which it ends by itself
     burn: bool = False  # a thread computing without pause in the same process
     size: int = 64  # of the messages that will come (for contenders with buffers of their own) or are pushed
@@ -22,6 +22,8 @@ class Request:
 
 
 USUAL = frozenset({"echo", "ping", "http"})
+# What stands on asyncio, and so runs on any loop for it.
+ON_A_LOOP = frozenset({"streams", "tls", "uvicorn"})
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Contender:
     can_burn: bool = True  # a Python thread can compute in its process
     caller_buffers: bool = False  # reads into buffers that each connection owns
     flow_control: bool = False  # does not read from who leaves answers untaken, or can be asked not to
+    asyncio_on_gaio: bool = False  # takes part where loops are compared, see Load.loops
     single_request: str = ""  # its name in single_request.py, where it takes part in that
     quick: bool = False  # takes part in a --quick run
 
@@ -66,6 +69,10 @@ def _python_server(module: str, *extra: str) -> Callable[[Request], list[str]]:
     return command
 
 
+def _loop_server(loop: str, *extra: str) -> Callable[[Request], list[str]]:
+    return _python_server("asyncio_server", "--loop", loop, *extra)
+
+
 def _buffer_size(request: Request) -> int:
     """Buffers of a sensible size for the messages that come, chosen by one who knows the traffic."""
     return max(request.size, 1024)
@@ -88,14 +95,7 @@ def _go_gaio(request: Request) -> list[str]:
 
 
 def _built(build: Callable[[], object]) -> Missing:
-    def missing() -> str:
-        try:
-            build()
-        except places.CannotBuild as problem:
-            return str(problem)
-        return ""
-
-    return missing
+    return lambda: places.not_built(build)
 
 
 def _gaio_backend(backend: str) -> Missing:
@@ -146,6 +146,24 @@ def _gaio_contenders(backend: str) -> list[Contender]:
             _python_server("gaio_nested", "--backend", backend),
             frozenset({"echo"}),
         ),
+        Contender(
+            f"gaio-asyncio-{backend}",
+            f"asyncio on gaio {backend}",
+            _gaio_backend(backend),
+            _loop_server("gaio", "--backend", backend),
+            ON_A_LOOP | {"echo"},
+            asyncio_on_gaio=True,
+            quick=backend == "io_uring",  # for both there is no time
+        ),
+        Contender(
+            f"gaio-asyncio-{backend}-buffered",
+            f"asyncio on gaio {backend}, BufferedProtocol",
+            _gaio_backend(backend),
+            _loop_server("gaio", "--backend", backend, "--variant", "buffered"),
+            frozenset({"echo"}),
+            caller_buffers=True,
+            asyncio_on_gaio=True,
+        ),
     ]
 
 
@@ -162,19 +180,19 @@ ALL: list[Contender] = [
     ),
     Contender(
         "uvloop",
-        "uvloop protocol",
+        "uvloop",
         _package("uvloop"),
-        _python_server("uvloop_protocol"),
-        USUAL | {"push"},
+        _loop_server("uvloop"),
+        USUAL | ON_A_LOOP | {"push"},
         single_request="uvloop",
         quick=True,
     ),
     Contender(
         "asyncio",
-        "asyncio protocol",
+        "asyncio",
         _nothing,
-        _python_server("asyncio_protocol"),
-        USUAL | {"push"},
+        _loop_server("asyncio"),
+        USUAL | ON_A_LOOP | {"push"},
         single_request="asyncio",
         quick=True,
     ),
@@ -182,7 +200,7 @@ ALL: list[Contender] = [
         "uvloop-buffered",
         "uvloop BufferedProtocol",
         _package("uvloop"),
-        _python_server("uvloop_protocol", "--variant", "buffered"),
+        _loop_server("uvloop", "--variant", "buffered"),
         frozenset({"echo"}),
         caller_buffers=True,
     ),
@@ -190,11 +208,17 @@ ALL: list[Contender] = [
         "asyncio-buffered",
         "asyncio BufferedProtocol",
         _nothing,
-        _python_server("asyncio_protocol", "--variant", "buffered"),
+        _loop_server("asyncio", "--variant", "buffered"),
         frozenset({"echo"}),
         caller_buffers=True,
     ),
-    Contender("asyncio-streams", "asyncio streams", _nothing, _python_server("asyncio_streams"), flow_control=True),
+    Contender(
+        "asyncio-streams",
+        "asyncio streams",
+        _nothing,
+        _loop_server("asyncio", "--variant", "streams"),
+        flow_control=True,
+    ),
     Contender("trio", "trio", _package("trio"), _python_server("trio_streams"), flow_control=True),
     Contender(
         "gevent", "gevent StreamServer", _package("gevent"), _python_server("gevent_streamserver"), flow_control=True

@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import shutil
+import ssl
 import subprocess
 import sys
 import time
@@ -14,7 +15,8 @@ import venv
 from . import places
 from .processes import usable_processors
 
-PACKAGES = ("uvloop", "gevent", "trio", "matplotlib")  # the `bench` extra in pyproject.toml names the same
+# The `bench` extra in pyproject.toml names the same.
+PACKAGES = ("uvloop", "gevent", "trio", "uvicorn", "httptools", "matplotlib")
 
 
 def enter() -> None:
@@ -60,8 +62,21 @@ def raise_descriptor_limit() -> int:
     return hard if hard != resource.RLIM_INFINITY else 1 << 20
 
 
-def missing_tool(name: str, package: str) -> str:
-    """ "" when this independent load generator is installed, else how to get it."""
+def lacking(group: str) -> str:
+    """ "" when the loads of this group can be made here, else what for that is not there, and how to get it."""
+    if group == "ping":
+        return _missing_tool("redis-benchmark", "redis-tools")
+    if group == "http":
+        return _missing_tool("wrk", "wrk")
+    if group in ("uvicorn", "uvicorn-burn"):
+        packages = [name for name in ("uvicorn", "httptools") if not importlib.util.find_spec(name)]
+        return _missing_tool("wrk", "wrk") or (f"pip install {' '.join(packages)}" if packages else "")
+    if group == "tls":
+        return _missing_tool("openssl", "openssl") or places.not_built(places.tls_load, places.certificate)
+    return ""
+
+
+def _missing_tool(name: str, package: str) -> str:
     return "" if shutil.which(name) else f"{name} is not installed (Debian: apt install {package})"
 
 
@@ -73,6 +88,7 @@ def describe() -> dict[str, str]:
         "processors usable": str(len(usable_processors())),
         "kernel": f"{platform.system()} {platform.release()}",
         "Python": f"{platform.python_implementation()} {platform.python_version()}",
+        "OpenSSL": ssl.OPENSSL_VERSION,
     }
     for name in PACKAGES:
         try:

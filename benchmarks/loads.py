@@ -5,7 +5,23 @@ from dataclasses import dataclass
 
 from .contenders import Contender
 
-GROUPS = ("echo", "push", "idle", "burn", "flood", "neighbours", "ping", "http", "memory", "latency", "import")
+GROUPS = (
+    "echo",
+    "streams",
+    "tls",
+    "uvicorn",
+    "uvicorn-burn",
+    "push",
+    "idle",
+    "burn",
+    "flood",
+    "neighbours",
+    "ping",
+    "http",
+    "memory",
+    "latency",
+    "import",
+)
 
 
 @dataclass(frozen=True)
@@ -16,11 +32,24 @@ class Load:
     idle: int = 0  # further connections, each with a read pending and nothing to read
     placements: tuple[str, ...] = ("pinned", "free")
     quick: bool = True  # part of a --quick run
+    loops: bool = False  # asyncio on gaio takes part: not everywhere, since each contender more takes its time
+
+    @property
+    def protocol(self) -> str:
+        """What the server is asked to speak."""
+        if self.group in ("push", "ping", "http", "streams", "tls"):
+            return self.group
+        return "uvicorn" if self.group.startswith("uvicorn") else "echo"
+
+    @property
+    def burns(self) -> bool:
+        """Whether a thread of the server computes meanwhile."""
+        return self.group in ("burn", "uvicorn-burn")
 
     @property
     def counts(self) -> bool:
         """Whether system calls are counted: where every call of the server is for the requests of load/."""
-        return self.group in ("echo", "push", "idle", "burn")
+        return self.group in ("echo", "streams", "tls", "push", "idle", "burn")
 
     @property
     def counts_quickly(self) -> bool:
@@ -32,6 +61,10 @@ class Load:
         connections = f"{self.connections:,} connection{'s' if self.connections != 1 else ''}"
         return {
             "echo": f"echo of {_bytes(self.size)}, {connections}",
+            "streams": f"echo of {_bytes(self.size)} by StreamReader and StreamWriter, {connections}",
+            "tls": f"echo of {_bytes(self.size)} through TLS, {connections}",
+            "uvicorn": f"uvicorn hello by wrk, {connections}",
+            "uvicorn-burn": f"uvicorn hello by wrk, {connections}, a Python thread computing in the server",
             "push": f"push of one message of {_bytes(self.size)} to each of {connections}",
             "idle": f"echo of {_bytes(self.size)}, {connections} busy among {self.idle:,} idle ones",
             "burn": f"echo of {_bytes(self.size)}, {connections}, a Python thread computing in the server",
@@ -47,13 +80,13 @@ class Load:
     def suits(self, contender: Contender) -> bool:
         if self.group == "latency":
             return bool(contender.single_request)
-        if contender.command is None:
+        if contender.command is None or self.protocol not in contender.protocols:
             return False
-        if self.group in ("ping", "http", "push"):
-            return self.group in contender.protocols
+        if contender.asyncio_on_gaio and not self.loops:
+            return False
         if self.group in ("flood", "neighbours"):
             return contender.flow_control
-        if self.group == "burn":
+        if self.burns:
             return contender.can_burn and not contender.caller_buffers
         # Buffers of the caller are the caller's memory: they would say nothing of the contender.
         return not (self.group in ("memory", "idle") and contender.caller_buffers)
@@ -67,9 +100,9 @@ SMALL, MIDDLE, LARGE = 64, 1024, 65536
 
 ALL = [
     Load("echo", 1, SMALL),
-    Load("echo", 8, SMALL),
-    Load("echo", 64, SMALL),
-    Load("echo", 1000, SMALL),
+    Load("echo", 8, SMALL, loops=True),
+    Load("echo", 64, SMALL, loops=True),
+    Load("echo", 1000, SMALL, loops=True),
     Load("echo", 8000, SMALL, quick=False),
     Load("echo", 1, MIDDLE, quick=False),
     Load("echo", 64, MIDDLE, quick=False),
@@ -77,14 +110,18 @@ ALL = [
     Load("echo", 1, LARGE),
     Load("echo", 16, LARGE),
     Load("echo", 64, LARGE, quick=False),
+    Load("streams", 64, SMALL, placements=("pinned",), loops=True),
+    Load("tls", 64, MIDDLE, placements=("pinned",), quick=False, loops=True),
+    Load("uvicorn", 64, quick=False, loops=True),
+    Load("uvicorn-burn", 64, placements=("free",), quick=False, loops=True),
     Load("push", 1000, 100),
     Load("idle", 64, SMALL, idle=10_000, quick=False),
-    Load("burn", 64, SMALL),
+    Load("burn", 64, SMALL, loops=True),
     Load("flood", 64, SMALL, quick=False),
     Load("neighbours", 64, SMALL, quick=False),
     Load("ping", 64, quick=False),
     Load("http", 64, quick=False),
-    Load("memory", 8000, placements=("free",)),
+    Load("memory", 8000, placements=("free",), loops=True),
     Load("latency", 1, SMALL),
     Load("import", placements=("free",)),
 ]
@@ -99,7 +136,7 @@ def chosen(
     if not connections and not sizes:
         return loads
     asked = [
-        Load("echo", count, size)
+        Load("echo", count, size, loops=True)
         for size in sizes or [SMALL]
         for count in connections or [1, 8, 64, 1000, 8000]
     ]

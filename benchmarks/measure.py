@@ -45,6 +45,10 @@ class Sample:
 def measure(contender: Contender, load: Load, placement: Placement, timing: Timing) -> Figures:
     kinds: dict[str, Callable[[Contender, Load, Placement, Timing], Figures]] = {
         "echo": echo,
+        "streams": echo,
+        "tls": echo,
+        "uvicorn": http,
+        "uvicorn-burn": http,
         "push": echo,
         "idle": echo,
         "burn": echo,
@@ -60,16 +64,16 @@ def measure(contender: Contender, load: Load, placement: Placement, timing: Timi
 
 def _request(load: Load, limit: float) -> Request:
     return Request(
-        "push" if load.group == "push" else "echo",
+        load.protocol,
         int(limit) + 10,
-        load.group == "burn",
+        load.burns,
         load.size,
         load.group in ("flood", "neighbours"),
     )
 
 
 def _load_command(load: Load, server: Server, timing: Timing) -> list[str]:
-    source = places.PUSH_LOAD if load.group == "push" else places.ECHO_LOAD
+    program = {"push": places.push_load, "tls": places.tls_load}.get(load.group, places.echo_load)()
     options = {
         "-p": server.port,
         "-c": load.connections,
@@ -80,14 +84,13 @@ def _load_command(load: Load, server: Server, timing: Timing) -> list[str]:
         "-i": load.idle,
         "-P": server.pid,
     }
-    program = str(places.compile_c(source))
-    return [program, *(text for name, value in options.items() for text in (name, str(value)))]
+    return [str(program), *(text for name, value in options.items() for text in (name, str(value)))]
 
 
 def echo(
     contender: Contender, load: Load, placement: Placement, timing: Timing, *, bad_neighbours: str = ""
 ) -> Figures:
-    """The loads of load/: an echo or a push. `bad_neighbours` names the kind, see bad_neighbours.py."""
+    """The loads of load/: an echo of some kind or a push. `bad_neighbours` names the kind, see bad_neighbours.py."""
     limit = timing.seconds + timing.warm_up + 60
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(Server(contender, _request(load, limit), placement))
@@ -179,7 +182,7 @@ def ping(contender: Contender, load: Load, placement: Placement, timing: Timing)
             raise Failed("redis-benchmark printed no figures (version 6.2 or later is needed)")
         return rows[0]
 
-    with Server(contender, Request("ping", int(limit) + 10), placement) as server:
+    with Server(contender, _request(load, limit), placement) as server:
         requests = max(int(float(redis_benchmark(10_000)["rps"]) * timing.seconds), 10_000)
         before = server.cpu()
         said = redis_benchmark(requests)
@@ -194,6 +197,8 @@ def ping(contender: Contender, load: Load, placement: Placement, timing: Timing)
 
 def http(contender: Contender, load: Load, placement: Placement, timing: Timing) -> Figures:
     seconds = max(round(timing.seconds), 1)  # wrk takes whole seconds
+    if load.burns:
+        seconds *= 3  # there is no warm-up, and a slow server needs a while to accept them all
 
     def wrk(duration: int) -> str:
         return run(
@@ -205,6 +210,8 @@ def http(contender: Contender, load: Load, placement: Placement, timing: Timing)
                 str(load.connections),
                 "--duration",
                 f"{duration}s",
+                "--timeout",
+                "20s",  # of its 2 s more are needed where each answer waits for a thread that computes
                 "--latency",
                 f"http://127.0.0.1:{server.port}/",
             ],
@@ -212,7 +219,7 @@ def http(contender: Contender, load: Load, placement: Placement, timing: Timing)
             duration + 30,
         )
 
-    with Server(contender, Request("http", seconds + 70), placement) as server:
+    with Server(contender, _request(load, seconds + 60), placement) as server:
         before = server.cpu()
         said = wrk(seconds)
         after = server.cpu()
@@ -230,7 +237,7 @@ def http(contender: Contender, load: Load, placement: Placement, timing: Timing)
 
 
 def _wrk_latency(said: str, percent: int) -> float:
-    found = re.search(rf"^\s+{percent}%\s+([\d.]+)(us|ms|s)$", said, re.MULTILINE)
+    found = re.search(rf"^\s+{percent}%\s+([\d.]+)(us|ms|s) *$", said, re.MULTILINE)
     if found is None:
         raise Failed(f"wrk printed no {percent} % latency")
     return float(found[1]) * {"us": 1.0, "ms": 1e3, "s": 1e6}[found[2]]

@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -24,16 +25,44 @@ class CannotBuild(Exception):
 
 
 @functools.cache
-def compile_c(source: Path) -> Path:
+def compile_c(source: Path, *options: str) -> Path:
     """The program made from one C file and the headers beside it; made again only when they have changed."""
-    program = BUILD / f"{source.stem}-{_fingerprint(source, *sorted(source.parent.glob('*.h')))}"
+    name = "".join([source.stem, *options])
+    program = BUILD / f"{name}-{_fingerprint(source, *sorted(source.parent.glob('*.h')))}"
     if program.exists():
         return program
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise CannotBuild("no C compiler (Debian: apt install gcc libc6-dev)")
-    _build([compiler, "-O2", "-Wall", "-Wextra", "-o", "{program}", str(source)], program, cwd=HERE)
+    _build([compiler, "-O2", "-Wall", "-Wextra", "-o", "{program}", str(source), *options], program, cwd=HERE)
     return program
+
+
+def echo_load() -> Path:
+    return compile_c(ECHO_LOAD)
+
+
+def push_load() -> Path:
+    return compile_c(PUSH_LOAD)
+
+
+def tls_load() -> Path:
+    try:
+        return compile_c(ECHO_LOAD, "-DTLS", "-lssl", "-lcrypto")
+    except CannotBuild as problem:
+        raise CannotBuild(f"{problem} (Debian: apt install libssl-dev)") from None
+
+
+@functools.cache
+def certificate() -> Path:
+    """For servers that speak TLS, signed by itself: the certificate and its key in one file."""
+    both = BUILD / "certificate.pem"
+    if not both.exists():
+        kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "10000"]
+        # Asked to write both to the same file, it puts one behind the other.
+        files = ["-keyout", "{program}", "-out", "{program}"]
+        _build(["openssl", "req", "-x509", *kind, "-subj", "/CN=localhost", *files], both, cwd=HERE)
+    return both
 
 
 @functools.cache
@@ -50,6 +79,16 @@ def compile_go_gaio() -> Path:
     shutil.copytree(GO_GAIO, copy, dirs_exist_ok=True)
     _build([go, "build", "-mod=mod", "-o", "{program}", "."], program, cwd=copy)
     return program
+
+
+def not_built(*builds: Callable[[], object]) -> str:
+    """Why these cannot all be made, "" when they have been."""
+    try:
+        for build in builds:
+            build()
+    except CannotBuild as problem:
+        return str(problem)
+    return ""
 
 
 def _fingerprint(*sources: Path) -> str:

@@ -36,6 +36,10 @@ COLOURS = {
     "gaio-io_uring-caller": "#f5ab66",
     "gaio-epoll-nested": "#8c2d04",
     "gaio-io_uring-nested": "#b35806",
+    "gaio-asyncio-epoll": "#c2185b",
+    "gaio-asyncio-epoll-buffered": "#e48fb1",
+    "gaio-asyncio-io_uring": "#7b1fa2",
+    "gaio-asyncio-io_uring-buffered": "#c08fd6",
     "blocking-socket": "#3a3a3a",
 }
 
@@ -224,6 +228,16 @@ def independent_clients(found: Found) -> Drawing | None:
     )
 
 
+def loops(found: Found) -> Drawing | None:
+    """What stands on asyncio, on each loop for it."""
+    return _bar_picture(
+        found,
+        lambda point: point.group in ("streams", "tls", "uvicorn", "uvicorn-burn"),
+        "requests_per_second",
+        "requests per second",
+    )
+
+
 def memory(found: Found) -> Drawing | None:
     """Accepted and waiting for the first byte; and waiting for another one."""
     kinds = {"bytes_per_connection": "not served yet", "served_bytes_per_connection": "served once"}
@@ -248,6 +262,7 @@ PICTURES: dict[str, Callable[[Found], Drawing | None]] = {
     "processor_time": processor_time,
     "latency": latency,
     "large_messages": large_messages,
+    "loops": loops,
     "push": push,
     "crowded": crowded,
     "independent_clients": independent_clients,

@@ -121,6 +121,16 @@ def _targets(found: dict[Point, Summary]) -> str:
     )
 
 
+def target_lines(results: Results) -> str:
+    """The same for the terminal."""
+    return "\n".join(
+        f"  {'reached' if verdict.passed else 'MISSED '} {verdict.best:8,.2f} {verdict.unit:5} "
+        f"wanted {'at most' if verdict.at_most else 'at least'} {verdict.wanted:g}: "
+        f"{verdict.work}, against {verdict.against}"
+        for verdict in targets.judge(summaries(results.samples))
+    )
+
+
 def title_of(contender: str) -> str:
     return BY_NAME[contender].title if contender in BY_NAME else contender
 
@@ -164,7 +174,7 @@ def _point_table(point: Point, summary: Summary) -> str:
         )
     best = best_gaio(summary)
     large = point.size >= 65536
-    own_load = point.group not in ("ping", "http")
+    own_load = any("server_busy" in figures for figures in summary.values())
     unit = "messages" if point.group == "push" else "requests"
     rows = []
     for name, figures in _ordered(point, summary):

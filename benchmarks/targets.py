@@ -3,9 +3,12 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from .contenders import BY_NAME
+from .loads import Load
 from .summary import Point, Summary
 
 BACKENDS = ("epoll", "io_uring")
+ASYNCIO = "gaio-asyncio-"  # asyncio on gaio
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,12 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Requests a second at one point, gaio's over a peer's."""
+    """Requests a second at one point, gaio's over a peer's (a contender; it is named by its title)."""
 
     point: Point
     peer: str
-    title: str
     wanted: float
-    variant: str = ""  # of the gaio contender: "" (requests that repeat), "-oneshot" or "-caller"
+    prefix: str = "gaio-"  # of the contender that is gaio: the backend follows
     backends: tuple[str, ...] = BACKENDS
 
     def judge(self, found: dict[Point, Summary]) -> Verdict | None:
@@ -45,16 +47,12 @@ class Ratio:
         reached = {
             backend: own / peer
             for backend in self.backends
-            if peer and (own := rate(summary, f"gaio-{backend}{self.variant}"))
+            if peer and (own := rate(summary, self.prefix + backend))
         }
-        work = self.point.title + _kind(self.variant)
+        work = self.point.title + (", asyncio on gaio" if self.prefix == ASYNCIO else "")
         if self.backends == ("epoll",):
             work += ", epoll backend"
-        return Verdict(work, self.title, self.wanted, reached) if reached else None
-
-
-def _kind(variant: str) -> str:
-    return {"": "", "-oneshot": ", a read for each message", "-caller": ", caller buffers"}[variant]
+        return Verdict(work, BY_NAME[self.peer].title, self.wanted, reached) if reached else None
 
 
 def rate(summary: Summary, contender: str) -> float:
@@ -69,43 +67,77 @@ def echo(connections: int, placement: str, size: int = 64) -> Point:
 def ratios() -> Iterator[Ratio]:
     for connections, over_c, epoll_over_uvloop in ((64, 0.82, 0.85), (1000, 0.8, 0.75)):
         point = echo(connections, "pinned")
-        yield Ratio(point, "uvloop", "uvloop protocol", 1.0)
-        yield Ratio(point, "uvloop", "uvloop protocol", epoll_over_uvloop, backends=("epoll",))
-        yield Ratio(point, "c_epoll", "C epoll server", over_c)
-        yield Ratio(point, "asyncio", "asyncio protocol", 3.5)
-        yield Ratio(point, "go-gaio", "Go gaio, one core", 1.5)
-        yield Ratio(point, "plain-stdlib", "plain stdlib", 1.4)
-    yield Ratio(echo(64, "pinned"), "asyncio-buffered", "asyncio BufferedProtocol", 1.25)
-    yield Ratio(echo(8, "pinned"), "uvloop", "uvloop protocol", 0.9)
+        yield Ratio(point, "uvloop", 1.0)
+        yield Ratio(point, "uvloop", epoll_over_uvloop, backends=("epoll",))
+        yield Ratio(point, "c_epoll", over_c)
+        yield Ratio(point, "asyncio", 3.5)
+        yield Ratio(point, "go-gaio", 1.5)
+        yield Ratio(point, "plain-stdlib", 1.4)
+    yield Ratio(echo(64, "pinned"), "asyncio-buffered", 1.25)
+    yield Ratio(echo(8, "pinned"), "uvloop", 0.9)
     for connections, over_uvloop, over_asyncio in ((1, 0.8, 1.0), (8, 0.9, 2.5), (64, 0.8, 3.5)):
-        yield Ratio(echo(connections, "free"), "uvloop", "uvloop protocol", over_uvloop)
-        yield Ratio(echo(connections, "free"), "asyncio", "asyncio protocol", over_asyncio)
+        yield Ratio(echo(connections, "free"), "uvloop", over_uvloop)
+        yield Ratio(echo(connections, "free"), "asyncio", over_asyncio)
     for placement in ("pinned", "free"):
         for connections in (1, 16):
-            yield Ratio(echo(connections, placement, 65536), "uvloop", "uvloop protocol", 1.0)
-        yield Ratio(Point("push", 1000, 100, 0, placement), "asyncio", "asyncio protocol", 2.0)
-        yield Ratio(Point("burn", 64, 64, 0, placement), "asyncio", "asyncio protocol", 5.0)
+            yield Ratio(echo(connections, placement, 65536), "uvloop", 1.0)
+        yield Ratio(Point("push", 1000, 100, 0, placement), "asyncio", 2.0)
+        yield Ratio(Point("burn", 64, 64, 0, placement), "asyncio", 5.0)
+
+
+def ratios_of_asyncio() -> Iterator[Ratio]:
+    """Of asyncio on gaio: the same program on another loop."""
+    for connections in (64, 1000):
+        point = echo(connections, "pinned")
+        yield Ratio(point, "asyncio", 3.5, ASYNCIO)
+        yield Ratio(point, "asyncio-buffered", 1.15, ASYNCIO)
+        yield Ratio(point, "uvloop", 0.95, ASYNCIO)
+    yield Ratio(echo(8, "free"), "uvloop", 0.85, ASYNCIO)
+    for placement in ("pinned", "free"):
+        yield Ratio(Point("streams", 64, 64, 0, placement), "asyncio", 1.5, ASYNCIO)
+        yield Ratio(Point("uvicorn", 64, 0, 0, placement), "asyncio", 1.15, ASYNCIO)
+        yield Ratio(Point("tls", 64, 1024, 0, placement), "asyncio", 1.1, ASYNCIO)
+    yield Ratio(Point("uvicorn-burn", 64, 0, 0, "free"), "uvloop", 2.0, ASYNCIO)
+    yield Ratio(Point("burn", 64, 64, 0, "free"), "uvloop", 4.0, ASYNCIO)
+    yield Ratio(Point("burn", 64, 64, 0, "free"), "asyncio", 50.0, ASYNCIO)
+    yield Ratio(Point("burn", 64, 64, 0, "pinned"), "uvloop", 1.0, ASYNCIO)
 
 
 def judge(found: dict[Point, Summary]) -> list[Verdict]:
     """A row for each target whose figures are in this run."""
     judges: list[Callable[[dict[Point, Summary]], Verdict | None]] = [ratio.judge for ratio in ratios()]
     judges += [_many_connections, _memory, _flood, _neighbours, _import]
+    judges += [ratio.judge for ratio in ratios_of_asyncio()]
+    judges += [_memory_of_asyncio]
     return [verdict for one in judges if (verdict := one(found)) is not None]
 
 
+MEMORY = f"{Load('memory', 8000).title}, served once"
+
+
 def _memory(found: dict[Point, Summary]) -> Verdict | None:
-    # Measured in one placement, and which one makes no difference.
-    point = next((point for point in found if (point.group, point.connections) == ("memory", 8000)), None)
-    if point is None:
-        return None
+    reached = {backend: served for backend in BACKENDS if (served := _bytes_served(found, f"gaio-{backend}"))}
+    return Verdict(MEMORY, "absolute", 800, reached, "bytes", at_most=True) if reached else None
+
+
+def _memory_of_asyncio(found: dict[Point, Summary]) -> Verdict | None:
+    peer = _bytes_served(found, "asyncio")
     reached = {
-        backend: served.median
+        backend: own / peer
         for backend in BACKENDS
-        if (served := found[point].get(f"gaio-{backend}", {}).get("served_bytes_per_connection"))
+        if peer and (own := _bytes_served(found, ASYNCIO + backend))
     }
-    work = f"{point.title}, served once"
-    return Verdict(work, "absolute", 800, reached, "bytes", at_most=True) if reached else None
+    work = f"{MEMORY}, asyncio on gaio"
+    return Verdict(work, BY_NAME["asyncio"].title, 1.0, reached, at_most=True) if reached else None
+
+
+def _bytes_served(found: dict[Point, Summary], contender: str) -> float:
+    # Measured in one placement, and which one makes no difference.
+    for point, summary in found.items():
+        if (point.group, point.connections) == ("memory", 8000):
+            figures = summary.get(contender, {})
+            return served.median if (served := figures.get("served_bytes_per_connection")) else 0.0
+    return 0.0
 
 
 def _many_connections(found: dict[Point, Summary]) -> Verdict | None:
@@ -133,7 +165,7 @@ def _beside(found: dict[Point, Summary], point: Point, variant: str) -> Verdict 
         for backend in BACKENDS
         if (figures := found.get(point, {}).get(f"gaio-{backend}{variant}"))
     }
-    work = f"p99, {point.title}" + _kind(variant)
+    work = f"p99, {point.title}" + (", caller buffers" if variant else "")
     return Verdict(work, "itself without", 3, reached, at_most=True) if reached else None
 
 

@@ -4,6 +4,8 @@
  *   echo_load -p port -c connections -s message_size -t seconds [-w warm_up_seconds] [-i idle_connections]
  *             [-P server_pid] [-H]
  *
+ * Compiled with -DTLS -lssl -lcrypto: the same through TLS.
+ *
  * One JSON object on stdout: requests, seconds, latency percentiles in microseconds, the processor time of the
  * server (from /proc/<pid>/stat, user and kernel) and of this program, all over the measured window alone.
  * Exit status 1 and a sentence on stderr when the server loses, changes or refuses anything.
@@ -13,7 +15,7 @@
 static void send_rest(struct connection *c)
 {
 	while (c->sent < message_size) {
-		ssize_t n = send(c->fd, pattern + c->offset + c->sent, message_size - c->sent, MSG_NOSIGNAL);
+		ssize_t n = give(c, pattern + c->offset + c->sent, message_size - c->sent);
 		if (n < 0 && errno == EAGAIN)
 			return;
 		if (n < 0)
@@ -30,13 +32,19 @@ static void start_request(struct connection *c, uint64_t time)
 	send_rest(c);
 }
 
-/* Takes what has arrived; 1 when the answer is complete. A read shorter than asked for has emptied the receive queue,
- * so the next byte brings a new edge; the server closing shows as the zero of a later read and is an error. */
+#ifdef TLS
+#define SHORT_IS_LAST 0 /* a read ends with its record, and another one may be there */
+#else
+#define SHORT_IS_LAST 1 /* a read shorter than asked for has emptied the receive queue: the next byte brings a new edge */
+#endif
+
+/* Takes what has arrived; 1 when the answer is complete. The server closing shows as the zero of a later read and is an
+ * error. */
 static int receive_answer(struct connection *c)
 {
 	for (;;) {
 		uint32_t wanted = message_size - c->received;
-		ssize_t n = recv(c->fd, scratch, wanted, 0);
+		ssize_t n = take(c, scratch, wanted);
 		if (n < 0 && errno == EAGAIN)
 			return 0;
 		if (n < 0)
@@ -50,7 +58,7 @@ static int receive_answer(struct connection *c)
 		c->received += (uint32_t)n;
 		if (c->received == message_size)
 			return 1;
-		if ((uint32_t)n < wanted)
+		if (SHORT_IS_LAST && (uint32_t)n < wanted)
 			return 0;
 	}
 }

@@ -18,6 +18,11 @@
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef TLS
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+#include <signal.h>
+#endif
 
 /* Message k of a connection is the pattern from offset k % PERIOD on, so that an answer to an older request, or to
  * another connection's, is told apart by its first byte and nothing has to be written before sending. */
@@ -33,6 +38,9 @@
 
 struct connection {
 	int fd;
+#ifdef TLS
+	SSL *tls;
+#endif
 	uint32_t offset;   /* where in the pattern the current message starts */
 	uint32_t sent;
 	uint32_t received;
@@ -150,15 +158,68 @@ static int connect_to(struct sockaddr_in *address)
 	return fd;
 }
 
+/* Compiled with -DTLS everything goes through that: the results of give() and take() are those of send(2) and recv(2). */
+#ifdef TLS
+static void start_tls(struct connection *c)
+{
+	static SSL_CTX *context;
+	if (!context) {
+		/* A certificate made for this run is not verified; what matters is what goes over the wire. */
+		context = SSL_CTX_new(TLS_client_method());
+		SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+		signal(SIGPIPE, SIG_IGN);
+	}
+	c->tls = SSL_new(context);
+	if (!c->tls || !SSL_set_fd(c->tls, c->fd) || SSL_connect(c->tls) != 1)
+		die("TLS handshake: %s", ERR_reason_error_string(ERR_get_error()));
+}
+
+static ssize_t result_of(SSL *tls, int n)
+{
+	if (n > 0)
+		return n;
+	switch (SSL_get_error(tls, n)) {
+	case SSL_ERROR_WANT_READ:
+	case SSL_ERROR_WANT_WRITE: errno = EAGAIN; return -1;
+	case SSL_ERROR_ZERO_RETURN: return 0;
+	case SSL_ERROR_SYSCALL: return -1;
+	default: die("TLS: %s", ERR_reason_error_string(ERR_get_error()));
+	}
+	return -1;
+}
+
+static ssize_t give(struct connection *c, const void *bytes, uint32_t n)
+{
+	return result_of(c->tls, SSL_write(c->tls, bytes, (int)n));
+}
+
+static ssize_t take(struct connection *c, void *room, uint32_t n)
+{
+	return result_of(c->tls, SSL_read(c->tls, room, (int)n));
+}
+#else
+static void start_tls(struct connection *c) { (void)c; }
+
+static ssize_t give(struct connection *c, const void *bytes, uint32_t n)
+{
+	return send(c->fd, bytes, n, MSG_NOSIGNAL);
+}
+
+static ssize_t take(struct connection *c, void *room, uint32_t n)
+{
+	return recv(c->fd, room, n, 0);
+}
+#endif
+
 /* One byte there and back on each connection of a group, blocking: all of them are accepted and alive. */
 static void prove(struct connection *group, unsigned count)
 {
 	unsigned char byte;
 	for (unsigned i = 0; i < count; i++)
-		if (send(group[i].fd, "?", 1, MSG_NOSIGNAL) != 1)
+		if (give(&group[i], "?", 1) != 1)
 			die("send: %s", strerror(errno));
 	for (unsigned i = 0; i < count; i++) {
-		ssize_t n = recv(group[i].fd, &byte, 1, 0);
+		ssize_t n = take(&group[i], &byte, 1);
 		if (n < 0)
 			die("a new connection was not answered: %s", strerror(errno));
 		if (n == 0)
@@ -178,6 +239,7 @@ static struct connection *open_connections(struct sockaddr_in *address, unsigned
 			all[i].fd = connect_to(address);
 			all[i].offset = i % PERIOD;
 			setsockopt(all[i].fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+			start_tls(&all[i]);
 		}
 		prove(all + first, in_group);
 	}

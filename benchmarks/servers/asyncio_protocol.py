@@ -1,4 +1,4 @@
-"""asyncio with a Protocol: callbacks on a transport, the fast face of asyncio.
+"""A Protocol: callbacks on a transport, the fast face of asyncio.
 
 The "TCP Echo Server" of https://docs.python.org/3/library/asyncio-protocol.html; `--variant buffered` is the
 same as a BufferedProtocol, which that page offers to save an allocation for each receive. How much those
@@ -6,9 +6,11 @@ allocations can matter: NOTES.md.
 """
 
 import asyncio
+import ssl
 from collections.abc import Callable, Iterator
 from typing import cast
 
+from .. import places
 from . import common
 
 
@@ -74,7 +76,7 @@ def protocol_factory(options: common.Options) -> Callable[[], asyncio.BaseProtoc
         everybody: dict[Push, asyncio.Transport] = {}
         messages = common.pushed_messages(options.message_size)
         return lambda: Push(everybody, messages)
-    if options.protocol != "echo":
+    if options.protocol in ("ping", "http"):
         return lambda: Answering(options.protocol)
     if options.variant == "buffered":
         return lambda: BufferedEcho(options.buffer_size)
@@ -83,10 +85,17 @@ def protocol_factory(options: common.Options) -> Callable[[], asyncio.BaseProtoc
 
 async def serve(options: common.Options) -> None:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(protocol_factory(options), sock=common.listen(), backlog=common.BACKLOG)
+    server = await loop.create_server(
+        protocol_factory(options),
+        sock=common.listen(),
+        backlog=common.BACKLOG,
+        ssl=tls() if options.protocol == "tls" else None,
+    )
     async with server:
         await server.serve_forever()
 
 
-if __name__ == "__main__":
-    asyncio.run(serve(common.start()))
+def tls() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(places.certificate())
+    return context

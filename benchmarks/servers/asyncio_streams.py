@@ -1,4 +1,4 @@
-"""asyncio with streams: one coroutine a connection.
+"""Streams: one coroutine a connection.
 
 The "TCP echo server using streams" of https://docs.python.org/3/library/asyncio-stream.html, reading until
 the end.
@@ -9,9 +9,9 @@ import asyncio
 from . import common
 
 
-async def serve(protocol: str) -> None:
+async def serve(options: common.Options) -> None:
     async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        answer = common.answer_for(protocol)
+        answer = common.answer_for(options.protocol)
         try:
             while data := await reader.read(common.READ_SIZE):
                 if reply := answer(data):
@@ -25,7 +25,3 @@ async def serve(protocol: str) -> None:
     server = await asyncio.start_server(converse, sock=common.listen(), backlog=common.BACKLOG)
     async with server:
         await server.serve_forever()
-
-
-if __name__ == "__main__":
-    asyncio.run(serve(common.start().protocol))
