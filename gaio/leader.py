@@ -75,9 +75,6 @@ IDLE_TICKS = 100
 # thread changed around every wait; kevent(2) could not. signal.set_wakeup_fd() is the application's.
 SIGNAL_LATENCY = 1.0
 
-# For how long the collection of a watcher that was not closed may hold up the thread that drops it, in seconds.
-PATIENCE = 1.0
-
 AWAKE: list[bool] = []  # see `needs_wakeup` above; stays empty
 # Not empty while Python forks, in the child until gaio's handler of os.register_at_fork() has run: see look_around().
 FORKING: list[bool] = []
@@ -103,8 +100,7 @@ class Leader:
         self.lent_writes: list[OpResult] = []
         self.wakeups = 0  # counted by whoever wakes, with no lock: two at the same moment may count as one
         self.wanted = 0
-        self.closing = False
-        self.closed = False
+        self.closing = self.closed = False
         self.process = os.getpid()
         self.abandoned = False  # this is a child process, and the watcher its parent's
         self.nested = False  # another event loop waits for the backend's descriptor, see Watcher.fileno()
@@ -114,8 +110,7 @@ class Leader:
 
         self.lead = threading.RLock()
         self.delegation = threading.RLock()  # one delegation at a time; re-entrant for signal handlers that submit
-        self.next_tick = threading.Lock()  # held; released to end a tick of the watcher thread early
-        self.next_tick.acquire()
+        self.next_tick = _taken_lock()  # held; released to end a tick of the watcher thread early
         # The thread inside wait_io(), and those in the middle of something else: a signal handler or a finalizer that
         # runs in one of them may submit, but must not begin what waits for a lock that the thread itself holds.
         # Entered before the lock is taken and left after it is let go.
@@ -135,10 +130,8 @@ class Leader:
         self.backend_name = ""
         # Held by the thread that opens the backend. Where begin() was interrupted, another may be there to close it.
         self.opening = threading.Lock()
-        self.opened = threading.Lock()  # held; released when the watcher thread has opened the backend, or could not
-        self.opened.acquire()
-        self.shut_by_thread = threading.Lock()  # held; released when that thread is about to end
-        self.shut_by_thread.acquire()
+        self.opened = _taken_lock()  # held; released when the watcher thread has opened the backend, or could not
+        self.shut_by_thread = _taken_lock()  # held; released when that thread is about to end
         self.thread = threading.Thread(target=self.run, name="gaio-watcher", daemon=True)
         self.started = False
 
@@ -202,35 +195,6 @@ class Leader:
             self.next_tick.release()
         except RuntimeError:
             pass  # it ends already
-
-    def finalize(self) -> None:
-        """The handle was collected: have the watcher thread close everything, and wait until it has.
-
-        From then on the buffers are the caller's again. The collector may run where this thread holds a lock that the
-        other one needs, say for its end: so this does not wait for that, nor for ever.
-        """
-        if not self.closed:
-            self.ask_to_close()
-            if not self.follows:
-                self.follow()
-        if self.follows and self.started and threading.get_ident() != self.thread.ident:
-            self.shut_by_thread.acquire(timeout=PATIENCE)
-
-    def follow(self) -> None:
-        """Have everything closed by a thread, for nobody else is there to do so.
-
-        By this one where none can be started: for want of memory, or, from Python 3.12 on, when the interpreter exits.
-        """
-        thread = threading.Thread(target=self.run, name="gaio-watcher", daemon=True)
-        self.follows = True
-        try:
-            thread.start()
-        except RuntimeError:
-            self.follows = False
-            self.call(self.lead_and_shut)
-        else:
-            self.thread = thread
-            self.started = True
 
     def join(self) -> None:
         """Wait for the watcher thread, which ends when the watcher is closed; it may be this one, or never have run.
@@ -578,6 +542,12 @@ class Leader:
         self.started = False  # the thread does not run here, and nobody is to wait for it
         self.failure = self.delivery = None
         abandon(self.engine)
+
+
+def _taken_lock() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
 
 
 def release_all(lock: threading.RLock) -> None:

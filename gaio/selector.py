@@ -14,7 +14,7 @@ from contextvars import Context, copy_context
 from itertools import islice
 from operator import length_hint
 
-from gaio import platform
+from gaio import platform, process
 from gaio.closing import Sends
 from gaio.errors import WatcherClosedError
 from gaio.watcher import Watcher, asked_for
@@ -45,7 +45,7 @@ class LoopWatcher(Watcher):
     def __del__(self) -> None:
         leader = getattr(self, "_leader", None)  # none where the arguments were refused
         if leader is not None and not leader.closed:  # it is, where the interpreter has taken modules away by now
-            leader.finalize()
+            process.finalize(leader)
 
 
 class WatcherSelector(selectors.DefaultSelector):

@@ -90,9 +90,9 @@ class Watcher:
 
     __slots__ = ("_leader", "_delegation", "_inbox", "_connections", "__weakref__")
 
-    # Whether a thread of its own does the work when the consumer stays away. A class without it has to call finalize()
-    # of the leader in its __del__(): weakref.finalize() would hold all that is the context of a request, and with that
-    # the watcher.
+    # Whether a thread of its own does the work when the consumer stays away. A class without it has to call
+    # process.finalize() in its __del__(): weakref.finalize() would hold all that is the context of a request, and with
+    # that the watcher.
     _follows = True
 
     def __init__(self, *, swap_size: int = _SWAP_SIZE, backend: BackendName | None = None) -> None:
@@ -117,7 +117,7 @@ class Watcher:
         self._connections = leader.engine.connections
         process.register(leader)
         if self._follows:  # else there is __del__(): see there
-            weakref.finalize(self, leader.finalize).atexit = False
+            weakref.finalize(self, process.finalize, leader).atexit = False
         try:
             leader.begin()
         except BaseException:  # the backend's; or RuntimeError, where no thread can be started

@@ -384,7 +384,7 @@ def test_dropped_it_is_closed_when_it_is_collected(
     backend: Name, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where its own requests refer to it."""
-    monkeypatch.setattr("gaio.leader.PATIENCE", 3600)
+    monkeypatch.setattr("gaio.process.PATIENCE", 3600)
     conn, peer = pairs.unix()
     made = LoopWatcher(backend=backend)
     share(made, conn)
