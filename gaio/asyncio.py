@@ -27,12 +27,12 @@ from asyncio import constants, sslproto, trsock
 from asyncio.base_events import _set_nodelay  # type: ignore[attr-defined]  # private, and so not known to typeshed
 from asyncio.log import logger
 from asyncio.transports import _FlowControlMixin
-from contextvars import Context, copy_context
+from contextvars import Context
 
 from gaio.errors import UnsupportedConnError
 from gaio.platform._libc import SEND_FLAGS, send
 from gaio.result import READ
-from gaio.selector import WatcherSelector, fill
+from gaio.selector import WatcherSelector, context_or_copy, fill
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class _StreamTransport(_FlowControlMixin):
     def _begin_reading(self) -> None:
         if not self.is_reading():
             return
-        self._reads_in = self._callbacks_context()
+        self._reads_in = context_or_copy(self._context)
         self._choose()
         if not self._reading:
             self._reading = True
@@ -210,9 +210,6 @@ class _StreamTransport(_FlowControlMixin):
     def _choose(self) -> None:
         held = self._held is not None or self._end is not None
         self._plain = self.is_reading() and not (held or isinstance(self._protocol, asyncio.BufferedProtocol))
-
-    def _callbacks_context(self) -> Context:
-        return copy_context() if self._context is None else self._context  # which is false while it is empty
 
     def is_reading(self) -> bool:
         return not (self._closing or self._paused)
@@ -236,12 +233,15 @@ class _StreamTransport(_FlowControlMixin):
             return
         self._paused = False
         if self._held is not None or self._end is not None:
-            self._reads_in = self._callbacks_context()
-            self._loop.call_soon(self._go_on_reading, context=self._reads_in)
+            self._reads_in = context_or_copy(self._context)
+            self._go_on_reading_soon()
         else:
             self._begin_reading()
         if self._loop.get_debug():
             logger.debug("%r resumes reading", self)
+
+    def _go_on_reading_soon(self) -> None:
+        self._loop.call_soon(self._go_on_reading, context=self._reads_in)
 
     def _go_on_reading(self) -> None:
         """The next step of delivering what was held back, as if each had taken a system call of its own."""
@@ -255,7 +255,7 @@ class _StreamTransport(_FlowControlMixin):
                     self._ended(self._end)
                     self._held = self._end = None
             finally:  # KeyboardInterrupt may come out of it
-                self._loop.call_soon(self._go_on_reading, context=self._reads_in)
+                self._go_on_reading_soon()
         elif self._held is not None:
             self._held = None
             self._begin_reading()
@@ -269,7 +269,7 @@ class _StreamTransport(_FlowControlMixin):
                 self._reads_in.run(self._deliver, view)
             finally:
                 if self._held:
-                    self._loop.call_soon(self._go_on_reading, context=self._reads_in)
+                    self._go_on_reading_soon()
 
     def _deliver(self, data: Any) -> None:
         protocol = self._protocol
@@ -320,7 +320,7 @@ class _StreamTransport(_FlowControlMixin):
         if not self._paused:
             # In the next turn of the loop: before it comes what waits for the bytes that were in the same batch, such
             # as a task that is to answer.
-            self._loop.call_soon(self._go_on_reading, context=self._reads_in)
+            self._go_on_reading_soon()
 
     def _ended(self, error: Exception) -> None:
         if type(error) is not EOFError:
@@ -383,7 +383,7 @@ class _StreamTransport(_FlowControlMixin):
     def _queue(self, data: bytes | memoryview) -> None:
         """Have the watcher write what the kernel does not take now."""
         if not self._unsent:
-            self._writes_in = self._callbacks_context()
+            self._writes_in = context_or_copy(self._context)
         # In two parts: the result of the first tells that what is left has fallen to the low mark.
         high = max(0, len(data) - self._low_water)
         for part in (data[:high], data[high:]) if high and self._low_water else (data,):

@@ -163,7 +163,7 @@ class WatcherSelector(selectors.DefaultSelector):
             timeout = 0  # what has been left by an exception comes first
         elif len(self.leaving) < _MANY:
             for transport in list(self.leaving):
-                _context_of(transport).run(transport._flush)
+                context_or_copy(transport._reads_in).run(transport._flush)
         else:
             leaving = list(self.leaving.items())
             sends = Sends([(transport._sock_fd, data) for transport, data in leaving])
@@ -180,7 +180,8 @@ class WatcherSelector(selectors.DefaultSelector):
             for place, outcome in sends.outcomes.items():
                 transport, data = leaving[place]
                 if not transport._conn_lost:
-                    _context_of(transport).run(transport._sent, data, outcome)
+                    # In which its protocol is told of what comes: nearly that of who wrote.
+                    context_or_copy(transport._reads_in).run(transport._sent, data, outcome)
             del self._left[0]
         return batch
 
@@ -205,9 +206,8 @@ class WatcherSelector(selectors.DefaultSelector):
         self._sockname = names["sockname"]
 
 
-def _context_of(transport: Any) -> Context:
-    """In which its protocol is told of what comes: nearly that of who wrote."""
-    context: Context | None = transport._reads_in
+def context_or_copy(context: Context | None) -> Context:
+    """This one, or where there is none a copy of that which runs. One that is empty counts as false."""
     return copy_context() if context is None else context
 
 

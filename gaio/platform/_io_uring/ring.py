@@ -120,8 +120,10 @@ class Ring:
 
     # --- submission -----------------------------------------------------------------------------------------
 
-    def is_full(self) -> bool:
-        return bool((self.sq_tail - self.ksq_head[0]) & MASK32 >= self.sq_entries)
+    def room(self) -> int:
+        """For how many entries there is room in the SQ."""
+        room: int = self.sq_entries - ((self.sq_tail - self.ksq_head[0]) & MASK32)
+        return room
 
     def push(self, entries: list[bytes]) -> None:
         """Write these entries, for which there is room, and make them the kernel's."""

@@ -128,7 +128,7 @@ class Submission(ABC):
     def start(self, requests: list[Any]) -> None:
         ring = self.ring
         # A read may take two entries: it is linked to a poll.
-        if 2 * len(requests) <= ring.sq_entries - ((ring.sq_tail - ring.ksq_head[0]) & MASK32):
+        if 2 * len(requests) <= ring.room():
             self._submit(requests)
             return
         at_once = ring.sq_entries // 2
@@ -146,7 +146,7 @@ class Submission(ABC):
         self._told = -1
         while sends.begun < len(sends.messages):
             messages = sends.messages[sends.begun : sends.begun + ring.sq_entries]
-            if len(messages) > ring.sq_entries - ((ring.sq_tail - ring.ksq_head[0]) & MASK32):
+            if len(messages) > ring.room():
                 self._make_room()
             entries = self._send_unless_short.entries(messages, SENT + sends.begun)
             ring.batch = [partial(setattr, sends, "begun", sends.begun)]
@@ -217,7 +217,7 @@ class Submission(ABC):
         self._cancel(request, queue)
 
     def _cancel(self, request: Any, queue: Any) -> None:
-        if self.ring.is_full():
+        if not self.ring.room():
             self._make_room()  # by which the request may come back
         if queue.waiting is not request:
             # The kernel does not have it.
@@ -374,7 +374,7 @@ class Submission(ABC):
 
     def _poll(self, fd: int, token: int, flags: int = 0) -> None:
         """Have the ring poll a descriptor of our own."""
-        if self.ring.is_full():
+        if not self.ring.room():
             self._make_room()
         self._push_own(operations.poll_entry(fd, token, flags), self._armed, token)
 
