@@ -17,7 +17,7 @@ from gaio.platform import _sockets
 from tests import backends, leaks, storm
 from tests.accounting import AccountedWatcher, MakeWatcher
 from tests.faulty_libc import FaultyLibc
-from tests.peers import Pairs
+from tests.peers import HeldPairs, Pairs
 from tests.waiting import wait_until
 
 _failed = pytest.StashKey[bool]()
@@ -187,5 +187,12 @@ def watcher(make_watcher: MakeWatcher) -> AccountedWatcher:
 @pytest.fixture
 def pairs() -> Iterator[Pairs]:
     made = Pairs()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def held_pairs() -> Iterator[HeldPairs]:
+    made = HeldPairs()
     yield made
     made.close()

@@ -19,7 +19,6 @@ import os
 import random
 import socket
 import ssl
-import struct
 import sys
 import tempfile
 import threading
@@ -33,6 +32,7 @@ from typing import Any
 import pytest
 
 from tests.asyncio_loop import loops
+from tests.peers import reset
 
 # The asyncio of Python 3.10 and 3.11.2 begins to read where connection_made() has paused that.
 HEEDED_WHEN_CONNECTED = "is_reading" in vars(importlib.import_module("asyncio.selector_events")._SelectorTransport)
@@ -165,8 +165,8 @@ class Scene:
     async def has_received(self, protocol: Notes, size: int) -> None:
         await self.until(lambda: len(protocol.received) >= size)
 
-    async def is_told(self, name: str) -> None:
-        await self.until(lambda: self.trace.has(name))
+    async def is_told(self, what: str | bytes) -> None:
+        await self.until(lambda: self.trace.has(what))
 
     async def settle(self) -> None:
         """Until all that is under way has been told: a message of a loop to itself goes through the same kernel."""
@@ -207,11 +207,6 @@ def pair(kind: str) -> tuple[socket.socket, socket.socket]:
 
 def itself(protocol: Any) -> Any:
     return protocol
-
-
-def reset(peer: socket.socket) -> None:
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    peer.close()
 
 
 def end(peer: socket.socket) -> None:
@@ -306,7 +301,7 @@ async def messages_and_the_end(scene: Scene) -> None:
         peer.send(message)
         await scene.has_received(protocol, before + len(message))
     peer.shutdown(socket.SHUT_WR)
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
 
 
 @scenario
@@ -321,7 +316,7 @@ async def small_buffer_for_a_long_message(scene: Scene) -> None:
     peer.send(b"0123456789")
     await scene.until(lambda: len(protocol.received) == 10)
     peer.shutdown(socket.SHUT_WR)
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
 
 
 @scenario
@@ -338,7 +333,7 @@ async def paused_in_connection_made(scene: Scene) -> None:
     transport.resume_reading()
     await scene.until(lambda: protocol.received)
     transport.close()
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
 
 
 @scenario
@@ -360,7 +355,7 @@ async def paused_in_data_received(scene: Scene) -> None:
     await scene.settle()
     scene.trace.note("end not told")
     transport.resume_reading()
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
 
 
 @scenario
@@ -379,7 +374,7 @@ async def paused_and_resumed_in_one_turn(scene: Scene) -> None:
         twice(protocol)
     peer.shutdown(socket.SHUT_WR)
     twice(protocol)
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
 
 
 @scenario
@@ -392,11 +387,11 @@ async def end_while_paused(scene: Scene) -> None:
     transport.resume_reading()
     transport.pause_reading()
     transport.resume_reading()
-    await scene.until(lambda: scene.trace.has("eof_received"))
+    await scene.is_told("eof_received")
     await scene.settle()
     scene.trace.note("state", transport.is_closing(), transport.is_reading())
     transport.close()
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
 
 
 @scenario
@@ -411,7 +406,7 @@ async def half_closed_by_the_peer(scene: Scene) -> None:
     scene.trace.note("read", await scene.read(peer))
     await scene.settle()
     transport.close()
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
 
 
 def fails(error: BaseException) -> Callable[[Any], object]:
@@ -438,7 +433,7 @@ def failing(call: str, error: BaseException) -> Scenario:
             scene.trace.note("read", len(got))
         await scene.until(lambda: len(protocol.received) == 2 or transport.is_closing())
         end(peer)
-        await scene.until(lambda: scene.trace.has("connection_lost"))
+        await scene.is_told("connection_lost")
         await scene.settle()
 
     run.__name__ = f"{type(error).__name__}_of_{call}"
@@ -458,7 +453,7 @@ def wrong_buffer(name: str, buffer: Any) -> Scenario:
         protocol = Buffered(scene.trace, get_buffer=lambda _: buffer)
         _, peer = await scene.connect(protocol)
         peer.send(b"hi")
-        await scene.until(lambda: scene.trace.has("connection_lost"))
+        await scene.is_told("connection_lost")
         # The text of a TypeError is that of another call.
         scene.trace.entries = [entry for entry in scene.trace.entries if "connection_lost" not in entry]
         scene.trace.entries = [
@@ -495,7 +490,7 @@ async def protocol_changed_in_the_middle(scene: Scene) -> None:
     peer.send(b"0123456789")
     await scene.until(lambda: len(second.received + third.received) == 10)
     peer.shutdown(socket.SHUT_WR)
-    await scene.until(lambda: scene.trace.has("third connection_lost"))
+    await scene.is_told("third connection_lost")
 
 
 @scenario
@@ -527,7 +522,7 @@ async def protocol_that_cannot_receive(scene: Scene) -> None:
     transport.write(b"hello")
     scene.trace.note("read", await scene.read(peer, 5))
     peer.send(b"hi")
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -564,7 +559,7 @@ async def all_that_can_be_written(scene: Scene) -> None:
         transport.writelines([b"late"])
     scene.trace.note("read", await scene.read(peer))
     transport.close()
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
 
 
 @scenario
@@ -604,7 +599,7 @@ async def flow_control(scene: Scene) -> None:
     got = await scene.read(peer, 2_500_000)
     await scene.settle()  # with the last bytes writing is resumed, in this turn or in the next
     scene.trace.note("read", len(got))
-    await scene.until(lambda: scene.trace.has("resume_writing"))
+    await scene.is_told("resume_writing")
     scene.trace.note("size", transport.get_write_buffer_size())
 
 
@@ -619,7 +614,7 @@ async def writing_resumes_at_the_low_mark(scene: Scene) -> None:
     received = 0
     while received < 2_200_000:
         received += len(await scene.read(peer, 1))
-    await scene.until(lambda: scene.trace.has("resume_writing"))
+    await scene.is_told("resume_writing")
     scene.trace.note("size", 0 < transport.get_write_buffer_size() <= 1_000_000)
     transport.abort()
 
@@ -636,7 +631,7 @@ async def closed_with_data_unsent(scene: Scene) -> None:
     scene.trace.attempt("write_eof", transport.write_eof)
     got = await scene.read(peer)
     scene.trace.note("read", len(got), got[-10:])
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
     scene.trace.note("closed", transport.is_closing(), transport.get_write_buffer_size())
 
 
@@ -649,9 +644,9 @@ async def write_eof_with_data_unsent(scene: Scene) -> None:
     scene.trace.attempt("write", lambda: transport.write(b"y"))
     scene.trace.note("read", len(await scene.read(peer)))
     peer.send(b"answer")
-    await scene.until(lambda: scene.trace.has(b"answer"))
+    await scene.is_told(b"answer")
     transport.close()
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
 
 
 @scenario
@@ -664,7 +659,7 @@ async def aborted(scene: Scene) -> None:
     transport.abort()
     transport.close()
     transport.write(b"y")
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
     transport.abort()
     scene.trace.note("state", transport.is_closing(), transport.get_write_buffer_size())
     scene.trace.note("read", len(await scene.read(peer)) < 5_000_000)
@@ -675,7 +670,7 @@ async def written_and_aborted(scene: Scene) -> None:
     transport, peer = await scene.connect(Plain(scene.trace))
     transport.write(b"goodbye")
     transport.abort()
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
     scene.trace.note("read", await scene.read(peer))
 
 
@@ -688,7 +683,7 @@ async def used_after_it_was_closed(scene: Scene) -> None:
     for _ in range(8):
         transport.write(b"x")
     scene.trace.attempt("writelines", lambda: transport.writelines([b"x"]) if sys.version_info < (3, 12) else None)
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
     scene.trace.note("fileno", sock.fileno())
     for call in ("close", "abort", "pause_reading", "resume_reading", "is_reading", "is_closing", "write_eof",
                  "get_write_buffer_size", "get_protocol", "can_write_eof", "get_write_buffer_limits"):  # fmt: skip
@@ -718,7 +713,7 @@ async def reset_by_the_peer(scene: Scene) -> None:
     peer.send(b"hi")
     await scene.until(lambda: protocol.received)
     reset(peer)
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
 
 
 @scenario
@@ -731,7 +726,7 @@ async def reset_while_paused(scene: Scene) -> None:
     await scene.settle()
     transport.write(b"x")
     scene.trace.note("state", transport.is_closing())
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
     for _ in range(8):
         transport.write(b"x")
 
@@ -746,18 +741,18 @@ async def written_to_a_peer_that_has_reset(scene: Scene) -> None:
     scene.trace.note("state", transport.is_closing())
     for _ in range(8):
         transport.write(b"x")
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
 
 
 @scenario
 async def written_to_a_peer_that_is_gone(scene: Scene) -> None:
     transport, peer = await scene.connect(Plain(scene.trace, eof_received=lambda _: True))
     peer.close()
-    await scene.until(lambda: scene.trace.has("eof_received"))
+    await scene.is_told("eof_received")
     for _ in range(3):
         transport.write(b"x")
         await scene.settle()
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
 
 
 @scenario
@@ -770,7 +765,7 @@ async def reset_with_data_unsent(scene: Scene) -> None:
     transport.write(b"x" * 3_000_000)
     await scene.settle()
     reset(peer)
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
 
 
 # --- the rest ---------------------------------------------------------------------------------------------------------
@@ -854,7 +849,7 @@ async def contexts(scene: Scene) -> None:
         await scene.until(lambda: transport.get_write_buffer_size() == 0)
     VARIABLE.set("closes")
     transport.close()
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
 
 
 @scenario
@@ -869,7 +864,7 @@ async def context_of_an_error(scene: Scene) -> None:
     _, peer = await scene.connect(protocol)
     VARIABLE.set("later")
     peer.send(b"hi")
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
 
 
 @scenario
@@ -887,7 +882,7 @@ async def added_descriptor_of_a_transport(scene: Scene) -> None:
         except RuntimeError:
             scene.trace.note("refused")
     transport.close()
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
 
 
 @scenario
@@ -914,7 +909,7 @@ async def sends_a_file(scene: Scene) -> None:
             await scene.loop.sendfile(transport, file)
         except RuntimeError as error:
             scene.trace.note("sendfile", error)
-        await scene.until(lambda: scene.trace.has("connection_lost"))
+        await scene.is_told("connection_lost")
 
 
 @scenario
@@ -931,7 +926,7 @@ async def sends_a_file_to_one_who_goes(scene: Scene) -> None:
             await sending
         except ConnectionError as error:
             scene.trace.note("sendfile", error)
-        await scene.until(lambda: scene.trace.has("connection_lost"))
+        await scene.is_told("connection_lost")
 
 
 @scenario
@@ -1011,9 +1006,9 @@ async def timers_and_callbacks_beside_it(scene: Scene) -> None:
     protocol = Plain(scene.trace, data_received=soon, eof_received=soon)
     _, peer = await scene.connect(protocol)
     peer.send(b"hi")
-    await scene.until(lambda: scene.trace.has("later"))
+    await scene.is_told("later")
     peer.shutdown(socket.SHUT_WR)
-    await scene.until(lambda: scene.trace.has("connection_lost"))
+    await scene.is_told("connection_lost")
     await scene.settle()
 
 
@@ -1067,7 +1062,7 @@ async def debug_mode(scene: Scene) -> None:
         peer.send(b"hi")
         await scene.until(lambda: protocol.received)
         peer.shutdown(socket.SHUT_WR)
-        await scene.until(lambda: scene.trace.has("connection_lost"))
+        await scene.is_told("connection_lost")
         await scene.settle()
     finally:
         logger.removeFilter(emit)

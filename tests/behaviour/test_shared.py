@@ -21,15 +21,8 @@ import gaio
 from gaio.selector import LoopWatcher
 from tests import child
 from tests.backends import Name
-from tests.peers import HeldPairs, Pairs, pattern, receive_exactly
+from tests.peers import HeldPairs, pattern, receive_exactly
 from tests.waiting import Background, wait_until
-
-
-@pytest.fixture
-def pairs() -> Iterator[Pairs]:
-    made = HeldPairs()
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -69,11 +62,11 @@ def counting(sock: socket.socket) -> CountsClosing:
 # --- shared connections -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [Pairs.tcp, Pairs.unix])
+@pytest.mark.parametrize("make", [HeldPairs.tcp, HeldPairs.unix])
 def test_it_reads_and_writes_and_needs_no_descriptor_more(
-    watcher: LoopWatcher, pairs: Pairs, make: Callable[[Pairs], tuple[socket.socket, socket.socket]]
+    watcher: LoopWatcher, held_pairs: HeldPairs, make: Callable[[HeldPairs], tuple[socket.socket, socket.socket]]
 ) -> None:
-    conn, peer = make(pairs)
+    conn, peer = make(held_pairs)
     before = set(os.listdir("/dev/fd"))
     number = conn.fileno()
     share(watcher, conn)
@@ -88,8 +81,8 @@ def test_it_reads_and_writes_and_needs_no_descriptor_more(
     assert set(os.listdir("/dev/fd")) == before
 
 
-def test_free_closes_the_object_once_and_after_its_requests(watcher: LoopWatcher, pairs: Pairs) -> None:
-    given, peer = pairs.unix()
+def test_free_closes_the_object_once_and_after_its_requests(watcher: LoopWatcher, held_pairs: HeldPairs) -> None:
+    given, peer = held_pairs.unix()
     conn = counting(given)
     share(watcher, conn)
     watcher.read(conn)
@@ -107,8 +100,8 @@ def test_free_closes_the_object_once_and_after_its_requests(watcher: LoopWatcher
         watcher.read(conn)
 
 
-def test_a_closed_watcher_leaves_it_open(watcher: LoopWatcher, pairs: Pairs) -> None:
-    conn, peer = pairs.unix()
+def test_a_closed_watcher_leaves_it_open(watcher: LoopWatcher, held_pairs: HeldPairs) -> None:
+    conn, peer = held_pairs.unix()
     share(watcher, conn)
     watcher.read(conn)
     watcher.close()
@@ -118,8 +111,8 @@ def test_a_closed_watcher_leaves_it_open(watcher: LoopWatcher, pairs: Pairs) -> 
     assert receive_exactly(peer, 11) == b"still there"
 
 
-def test_freed_before_the_watcher_is_closed(watcher: LoopWatcher, pairs: Pairs) -> None:
-    given, _ = pairs.unix()
+def test_freed_before_the_watcher_is_closed(watcher: LoopWatcher, held_pairs: HeldPairs) -> None:
+    given, _ = held_pairs.unix()
     conn = counting(given)
     share(watcher, conn)
     watcher.free(conn)
@@ -145,9 +138,9 @@ def test_the_watcher_holds_it_until_then(watcher: LoopWatcher) -> None:
         assert kept() is None
 
 
-def test_shared_twice(watcher: LoopWatcher, pairs: Pairs) -> None:
+def test_shared_twice(watcher: LoopWatcher, held_pairs: HeldPairs) -> None:
     """As after an exception such as KeyboardInterrupt, of which nobody knows when it came."""
-    given, peer = pairs.unix()
+    given, peer = held_pairs.unix()
     conn = counting(given)
     share(watcher, conn)
     share(watcher, conn)
@@ -161,9 +154,9 @@ def test_shared_twice(watcher: LoopWatcher, pairs: Pairs) -> None:
 
 
 def test_one_that_cannot_be_registered_is_left_as_it_was(
-    watcher: LoopWatcher, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+    watcher: LoopWatcher, held_pairs: HeldPairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given, peer = pairs.unix()
+    given, peer = held_pairs.unix()
     with counting(given) as conn:
 
         def refuse(*_: object) -> None:
@@ -181,25 +174,25 @@ def test_one_that_cannot_be_registered_is_left_as_it_was(
         assert results(watcher)[0].error is None
 
 
-def test_nothing_that_cannot_be_shared(watcher: LoopWatcher, pairs: Pairs) -> None:
+def test_nothing_that_cannot_be_shared(watcher: LoopWatcher, held_pairs: HeldPairs) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(gaio.UnsupportedConnError):
         share(watcher, listener)
     with socket.socket() as fresh, pytest.raises(gaio.UnsupportedConnError):
         share(watcher, fresh)
-    conn, _ = pairs.unix()
+    conn, _ = held_pairs.unix()
     watcher.read(conn)
     with pytest.raises(gaio.ConnClosedError):
         share(watcher, conn)
     assert watcher.stats().conns == 1
     watcher.close()
-    other, _ = pairs.unix()
+    other, _ = held_pairs.unix()
     with pytest.raises(gaio.WatcherClosedError):
         share(watcher, other)
 
 
-def test_it_is_not_handed_back(watcher: LoopWatcher, pairs: Pairs) -> None:
+def test_it_is_not_handed_back(watcher: LoopWatcher, held_pairs: HeldPairs) -> None:
     """Its object has the descriptor: two would close the same number."""
-    conn, peer = pairs.unix()
+    conn, peer = held_pairs.unix()
     share(watcher, conn)
     with pytest.raises(gaio.UnsupportedConnError, match="hand back"):
         watcher.detach(conn)
@@ -208,12 +201,12 @@ def test_it_is_not_handed_back(watcher: LoopWatcher, pairs: Pairs) -> None:
     assert results(watcher)[0].error is None
 
 
-def test_freed_by_another_thread_and_by_a_finalizer(watcher: LoopWatcher, pairs: Pairs) -> None:
+def test_freed_by_another_thread_and_by_a_finalizer(watcher: LoopWatcher, held_pairs: HeldPairs) -> None:
     class Finalized:
         def __del__(self) -> None:
             watcher.free(conns[0])
 
-    conns = [counting(pairs.unix()[0]) for _ in range(2)]
+    conns = [counting(held_pairs.unix()[0]) for _ in range(2)]
     for conn in conns:
         share(watcher, conn)
         watcher.read(conn)
@@ -228,7 +221,7 @@ def test_freed_by_another_thread_and_by_a_finalizer(watcher: LoopWatcher, pairs:
     assert [conn.closed for conn in conns] == [1, 1]
 
 
-def test_a_stranger_with_its_number_is_left_alone(watcher: LoopWatcher, pairs: Pairs) -> None:
+def test_a_stranger_with_its_number_is_left_alone(watcher: LoopWatcher, held_pairs: HeldPairs) -> None:
     """Over and over: what is shared is freed, and its number is given to the next one."""
     for number in range(20):
         conn, peer = socket.socketpair()
@@ -292,8 +285,10 @@ def poller() -> Iterator[Poller]:
     made.close()
 
 
-def test_a_read_of_a_selector_tells_that_it_is_readable(watcher: LoopWatcher, poller: Poller, pairs: Pairs) -> None:
-    ends = [pairs.unix() for _ in range(3)]
+def test_a_read_of_a_selector_tells_that_it_is_readable(
+    watcher: LoopWatcher, poller: Poller, held_pairs: HeldPairs
+) -> None:
+    ends = [held_pairs.unix() for _ in range(3)]
     share(watcher, poller)
     watcher.read(poller)
     assert watcher.wait_io(0) == []
@@ -315,8 +310,8 @@ def test_a_read_of_a_selector_tells_that_it_is_readable(watcher: LoopWatcher, po
         assert watcher.wait_io(0) == []
 
 
-def test_a_selector_that_is_readable_before(watcher: LoopWatcher, poller: Poller, pairs: Pairs) -> None:
-    conn, peer = pairs.unix()
+def test_a_selector_that_is_readable_before(watcher: LoopWatcher, poller: Poller, held_pairs: HeldPairs) -> None:
+    conn, peer = held_pairs.unix()
     poller.watch(conn)
     peer.send(b"x")
     share(watcher, poller)
@@ -324,8 +319,10 @@ def test_a_selector_that_is_readable_before(watcher: LoopWatcher, poller: Poller
     assert watcher.wait_io(20)[0].size == 1
 
 
-def test_a_selector_that_is_not_readable_is_not_said_to_be(watcher: LoopWatcher, poller: Poller, pairs: Pairs) -> None:
-    conn, _ = pairs.unix()
+def test_a_selector_that_is_not_readable_is_not_said_to_be(
+    watcher: LoopWatcher, poller: Poller, held_pairs: HeldPairs
+) -> None:
+    conn, _ = held_pairs.unix()
     poller.watch(conn)
     share(watcher, poller)
     watcher.read(poller, timeout=0.01)
@@ -345,14 +342,14 @@ def test_the_mode_of_a_selector_is_left_alone(watcher: LoopWatcher, poller: Poll
     assert fcntl.fcntl(poller.fileno(), fcntl.F_GETFL) == mode
 
 
-def test_a_selector_of_a_watcher_that_is_closed(watcher: LoopWatcher, poller: Poller, pairs: Pairs) -> None:
+def test_a_selector_of_a_watcher_that_is_closed(watcher: LoopWatcher, poller: Poller, held_pairs: HeldPairs) -> None:
     share(watcher, poller)
     watcher.read(poller)
     assert watcher.wait_io(0) == []
     watcher.close()
     (result,) = watcher.wait_io(0)
     assert isinstance(result.error, gaio.WatcherClosedError)
-    conn, peer = pairs.unix()
+    conn, peer = held_pairs.unix()
     poller.watch(conn)
     peer.send(b"x")
     assert poller.ready() == 1
@@ -381,11 +378,11 @@ def test_no_thread_where_it_cannot_be_opened() -> None:
 
 
 def test_dropped_it_is_closed_when_it_is_collected(
-    backend: Name, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+    backend: Name, held_pairs: HeldPairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where its own requests refer to it."""
     monkeypatch.setattr("gaio.process.PATIENCE", 3600)
-    conn, peer = pairs.unix()
+    conn, peer = held_pairs.unix()
     made = LoopWatcher(backend=backend)
     share(made, conn)
     made.read_start(conn, context=made)
@@ -400,8 +397,10 @@ def test_dropped_it_is_closed_when_it_is_collected(
     assert peer.recv(1) == pattern(1 << 20)[:1]
 
 
-def test_dropped_where_no_thread_can_be_started(backend: Name, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    conn, _ = pairs.unix()
+def test_dropped_where_no_thread_can_be_started(
+    backend: Name, held_pairs: HeldPairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conn, _ = held_pairs.unix()
     made = LoopWatcher(backend=backend)
     share(made, conn)
     made.read(conn)
@@ -417,8 +416,8 @@ def test_dropped_where_no_thread_can_be_started(backend: Name, pairs: Pairs, mon
     assert leader.closed
 
 
-def test_closed_by_another_thread_while_its_owner_waits(watcher: LoopWatcher, pairs: Pairs) -> None:
-    conn, _ = pairs.unix()
+def test_closed_by_another_thread_while_its_owner_waits(watcher: LoopWatcher, held_pairs: HeldPairs) -> None:
+    conn, _ = held_pairs.unix()
     share(watcher, conn)
     watcher.read(conn)
     waiting = Background(lambda: watcher.wait_io(None))

@@ -18,7 +18,7 @@ from gaio.platform._io_uring import backend as its_module
 from gaio.platform._io_uring.ring import CQ_ENTRIES, ENTRIES
 from gaio.selector import LoopWatcher
 from tests.faulty_libc import FaultyLibc, enters_ring
-from tests.peers import HeldPairs, Pairs, pattern, receive_exactly, reset
+from tests.peers import HeldPairs, pattern, receive_exactly, reset
 from tests.waiting import Background, wait_until
 
 MakeThreadless = Callable[..., LoopWatcher]
@@ -26,13 +26,6 @@ Ends = tuple[socket.socket, socket.socket]
 
 
 pytestmark = pytest.mark.usefixtures("backend")  # they are skipped where there is no ring
-
-
-@pytest.fixture
-def pairs() -> Iterator[Pairs]:
-    made = HeldPairs()
-    yield made
-    made.close()
 
 
 @pytest.fixture
@@ -83,18 +76,18 @@ def small(ends: Ends) -> Ends:
     return ends
 
 
-def unix(pairs: Pairs) -> Ends:
-    return small(pairs.unix())
+def unix(held_pairs: HeldPairs) -> Ends:
+    return small(held_pairs.unix())
 
 
-def tcp(pairs: Pairs) -> Ends:
-    return pairs.tcp(buffers=4096)
+def tcp(held_pairs: HeldPairs) -> Ends:
+    return held_pairs.tcp(buffers=4096)
 
 
-def test_what_goes_out_whole_is_not_told_of(make_threadless: MakeThreadless, pairs: Pairs) -> None:
+def test_what_goes_out_whole_is_not_told_of(make_threadless: MakeThreadless, held_pairs: HeldPairs) -> None:
     watcher = make_threadless()
     ring = backend_of(watcher).ring
-    ends = [pairs.unix() for _ in range(20)] + [pairs.tcp() for _ in range(20)]
+    ends = [held_pairs.unix() for _ in range(20)] + [held_pairs.tcp() for _ in range(20)]
     watcher.wait_io(0)
     told = ring.kcq_tail[0]
     assert send(watcher, [(conn, b"%03d" % number) for number, (conn, _) in enumerate(ends)]) == {}
@@ -107,10 +100,10 @@ def test_what_goes_out_whole_is_not_told_of(make_threadless: MakeThreadless, pai
 @pytest.mark.parametrize("make", [unix, tcp])
 @pytest.mark.usefixtures("kernel")
 def test_what_leaves_in_part_is_told_of_with_its_count(
-    make_threadless: MakeThreadless, pairs: Pairs, make: Callable[[Pairs], Ends]
+    make_threadless: MakeThreadless, held_pairs: HeldPairs, make: Callable[[HeldPairs], Ends]
 ) -> None:
     watcher = make_threadless()
-    (short, peer), (whole, to_whole) = make(pairs), make(pairs)
+    (short, peer), (whole, to_whole) = make(held_pairs), make(held_pairs)
     much = pattern(1 << 20)
     outcomes = send(watcher, [(whole, b"first"), (short, much), (whole, b"second")])
     assert list(outcomes) == [1]
@@ -127,10 +120,10 @@ def test_what_leaves_in_part_is_told_of_with_its_count(
 
 
 @pytest.mark.usefixtures("kernel")
-def test_whoever_waits_is_told_at_once(make_threadless: MakeThreadless, pairs: Pairs) -> None:
+def test_whoever_waits_is_told_at_once(make_threadless: MakeThreadless, held_pairs: HeldPairs) -> None:
     """The peer reads, and then waits for the rest: nothing else will happen."""
     watcher = make_threadless()
-    conn, _ = unix(pairs)
+    conn, _ = unix(held_pairs)
     sends = begin(watcher, [(conn, pattern(1 << 20))])
     assert Background(lambda: watcher.wait_io(None)).result() == []
     assert list(sends.outcomes) == [0]
@@ -139,10 +132,10 @@ def test_whoever_waits_is_told_at_once(make_threadless: MakeThreadless, pairs: P
 
 
 @pytest.mark.usefixtures("kernel")
-def test_told_while_room_was_made(make_threadless: MakeThreadless, pairs: Pairs) -> None:
+def test_told_while_room_was_made(make_threadless: MakeThreadless, held_pairs: HeldPairs) -> None:
     """The short one is the first of more than the ring takes at once, and was heard of before the wait began."""
     watcher = make_threadless(entries=2, cq_entries=2)
-    (short, _), (whole, peer) = unix(pairs), pairs.unix()
+    (short, _), (whole, peer) = unix(held_pairs), held_pairs.unix()
     sends = begin(watcher, [(short, pattern(1 << 20)), *[(whole, b"x")] * 8])
     assert Background(lambda: watcher.wait_io(None)).result() == []
     while not backend_of(watcher).all_sent():
@@ -152,10 +145,12 @@ def test_told_while_room_was_made(make_threadless: MakeThreadless, pairs: Pairs)
 
 
 @pytest.mark.usefixtures("kernel")
-@pytest.mark.parametrize("make", [Pairs.unix, Pairs.tcp])
-def test_peers_that_are_gone(make_threadless: MakeThreadless, pairs: Pairs, make: Callable[[Pairs], Ends]) -> None:
+@pytest.mark.parametrize("make", [HeldPairs.unix, HeldPairs.tcp])
+def test_peers_that_are_gone(
+    make_threadless: MakeThreadless, held_pairs: HeldPairs, make: Callable[[HeldPairs], Ends]
+) -> None:
     watcher = make_threadless()
-    ends = [make(pairs) for _ in range(4)]
+    ends = [make(held_pairs) for _ in range(4)]
     for _, peer in ends[::2]:
         reset(peer)
     for conn, _ in ends[::2]:
@@ -168,10 +163,10 @@ def test_peers_that_are_gone(make_threadless: MakeThreadless, pairs: Pairs, make
 
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("entries", [2, 8, 64])
-def test_more_than_the_ring_has_entries(make_threadless: MakeThreadless, pairs: Pairs, entries: int) -> None:
+def test_more_than_the_ring_has_entries(make_threadless: MakeThreadless, held_pairs: HeldPairs, entries: int) -> None:
     """Every third does not leave whole: what the completion queue cannot hold is kept by the kernel."""
     watcher = make_threadless(entries=entries, cq_entries=entries)
-    ends = [unix(pairs) if number % 3 == 0 else pairs.unix() for number in range(200)]
+    ends = [unix(held_pairs) if number % 3 == 0 else held_pairs.unix() for number in range(200)]
     much = pattern(1 << 20)
     messages = [much if number % 3 == 0 else b"<%03d>" % number for number in range(200)]
     outcomes = send(watcher, [(conn, data) for (conn, _), data in zip(ends, messages, strict=True)])
@@ -183,12 +178,12 @@ def test_more_than_the_ring_has_entries(make_threadless: MakeThreadless, pairs: 
 
 @pytest.mark.usefixtures("kernel")
 def test_more_completions_than_one_look_takes(
-    make_threadless: MakeThreadless, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+    make_threadless: MakeThreadless, held_pairs: HeldPairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(its_module, "MAX_COMPLETIONS", 3)
     watcher = make_threadless()
-    conn, peer = pairs.unix()
-    reader, to_reader = pairs.unix()
+    conn, peer = held_pairs.unix()
+    reader, to_reader = held_pairs.unix()
     watcher.read(reader, context="read")
     to_reader.send(b"among them")
     reset(peer)
@@ -203,20 +198,20 @@ def test_more_completions_than_one_look_takes(
 
 
 @pytest.mark.usefixtures("kernel")
-def test_in_order_on_one_connection(make_threadless: MakeThreadless, pairs: Pairs) -> None:
+def test_in_order_on_one_connection(make_threadless: MakeThreadless, held_pairs: HeldPairs) -> None:
     watcher = make_threadless(entries=8, cq_entries=8)
-    conn, peer = pairs.unix()
+    conn, peer = held_pairs.unix()
     assert send(watcher, [(conn, b"%04d" % number) for number in range(200)]) == {}
     assert receive_exactly(peer, 800) == b"".join(b"%04d" % number for number in range(200))
 
 
 @pytest.mark.usefixtures("kernel")
 def test_a_kernel_that_is_short_of_memory(
-    make_threadless: MakeThreadless, pairs: Pairs, libc: FaultyLibc
+    make_threadless: MakeThreadless, held_pairs: HeldPairs, libc: FaultyLibc
 ) -> None:
     """It takes nothing for a while: io_uring_enter(2) says EAGAIN."""
     watcher = make_threadless()
-    conn, peer = pairs.unix()
+    conn, peer = held_pairs.unix()
     watcher.wait_io(0)
     libc.fail("syscall", errno.EAGAIN, times=5, when=enters_ring)
     sends = begin(watcher, [(conn, b"late")])
@@ -230,11 +225,11 @@ def test_a_kernel_that_is_short_of_memory(
 
 @pytest.mark.usefixtures("kernel")
 def test_those_that_an_exception_left_in_the_ring_are_done_first(
-    make_threadless: MakeThreadless, pairs: Pairs, libc: FaultyLibc
+    make_threadless: MakeThreadless, held_pairs: HeldPairs, libc: FaultyLibc
 ) -> None:
     """Their memory is the kernel's until then, and their outcomes are not those of the next."""
     watcher = make_threadless()
-    (first, _), (whole, peer), (second, _) = unix(pairs), pairs.unix(), unix(pairs)
+    (first, _), (whole, peer), (second, _) = unix(held_pairs), held_pairs.unix(), unix(held_pairs)
     watcher.wait_io(0)
     libc.fail("syscall", errno.ENOMEM, times=1, when=enters_ring)
     before = begin(watcher, [(first, pattern(1 << 20)), (whole, b"y" * 4000)])
@@ -252,10 +247,10 @@ def test_those_that_an_exception_left_in_the_ring_are_done_first(
 
 
 @pytest.mark.usefixtures("kernel")
-def test_a_descriptor_is_closed_behind_its_messages(make_threadless: MakeThreadless, pairs: Pairs) -> None:
+def test_a_descriptor_is_closed_behind_its_messages(make_threadless: MakeThreadless, held_pairs: HeldPairs) -> None:
     """Its number may be a stranger's next."""
     watcher = make_threadless()
-    ends = [pairs.unix() for _ in range(3)]
+    ends = [held_pairs.unix() for _ in range(3)]
     for conn, _ in ends:
         watcher._delegation.share(conn)
     sends = begin(watcher, [(conn, b"the last") for conn, _ in ends])
@@ -271,10 +266,10 @@ def test_a_descriptor_is_closed_behind_its_messages(make_threadless: MakeThreadl
 
 
 @pytest.mark.usefixtures("kernel")
-def test_those_of_a_watcher_that_is_closed(make_threadless: MakeThreadless, pairs: Pairs) -> None:
+def test_those_of_a_watcher_that_is_closed(make_threadless: MakeThreadless, held_pairs: HeldPairs) -> None:
     """Given before, they leave; given after, it is told that nothing of them did."""
     watcher = make_threadless()
-    conn, peer = pairs.unix()
+    conn, peer = held_pairs.unix()
     before = begin(watcher, [(conn, b"before")])
     watcher.close()
     after = begin(watcher, [(conn, b"after")])  # as another thread may just then
@@ -289,10 +284,10 @@ def test_those_of_a_watcher_that_is_closed(make_threadless: MakeThreadless, pair
 
 
 @pytest.mark.usefixtures("kernel")
-def test_beside_requests_and_their_results(make_threadless: MakeThreadless, pairs: Pairs) -> None:
+def test_beside_requests_and_their_results(make_threadless: MakeThreadless, held_pairs: HeldPairs) -> None:
     """Each turn has reads that repeat, and answers to what they bring, one of which leaves short now and then."""
     watcher = make_threadless(entries=8, cq_entries=16)
-    ends = [pairs.tcp() for _ in range(30)]
+    ends = [held_pairs.tcp() for _ in range(30)]
     for number, (conn, _) in enumerate(ends):
         watcher._delegation.share(conn)
         watcher.read_start(conn, context=number)
