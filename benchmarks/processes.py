@@ -179,15 +179,7 @@ class Held:
 
     def __init__(self, command: list[str], processors: frozenset[int], limit: float) -> None:
         self._name, self._limit = os.path.basename(command[0]), limit
-        with on_processors(processors):
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                cwd=places.PROJECT,
-            )
+        self._process = _start(command, processors, subprocess.PIPE)
         try:
             self._line()
         except BaseException:
@@ -221,17 +213,21 @@ class Held:
         self.stop()
 
 
-def run(command: list[str], processors: frozenset[int], limit: float) -> str:
-    """What a program printed on standard output; it has to end by itself, well, and in time."""
+def _start(command: list[str], processors: frozenset[int], stdin: int) -> "subprocess.Popen[str]":
     with on_processors(processors):
-        process = subprocess.Popen(
+        return subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=places.PROJECT,
         )
+
+
+def run(command: list[str], processors: frozenset[int], limit: float) -> str:
+    """What a program printed on standard output; it has to end by itself, well, and in time."""
+    process = _start(command, processors, subprocess.DEVNULL)
     try:
         output, errors = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:

@@ -75,10 +75,8 @@ static uint64_t exchange(struct connection *all, unsigned connections, int epoll
 	for (unsigned i = 0; i < connections; i++)
 		start_request(&all[i], now());
 	while (in_flight) {
-		struct epoll_event events[512];
-		int count = epoll_wait(epoll, events, 512, 10000);
-		if (count < 0 && errno != EINTR)
-			die("epoll_wait: %s", strerror(errno));
+		struct epoll_event events[EVENTS];
+		int count = next_events(epoll, events);
 		if (count == 0)
 			die("%u requests were not answered within 10 s", in_flight);
 		for (int i = 0; i < count; i++) {
@@ -99,16 +97,8 @@ static uint64_t exchange(struct connection *all, unsigned connections, int epoll
 			else
 				in_flight--;
 		}
-		if (measuring == 0 && time >= w->begin) {
-			measuring = w->hold ? 2 : 1;
-			if (measuring == 1)
-				begin_window(w);
-			time = now();
-		} else if (measuring == 1 && time >= w->end) {
-			/* The window is over: nothing new is sent, and every request still out must come back. */
-			measuring = 2;
-			end_window(w);
-		}
+		/* When the window is over nothing new is sent, and every request still out must come back. */
+		measuring = phase_at(w, measuring, time);
 	}
 	return requests;
 }
@@ -118,7 +108,6 @@ int main(int argc, char **argv)
 	struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
 	unsigned connections = 1, idle = 0;
 	struct window window = { .seconds = 1, .warm_up = 0.2 };
-	uint64_t requests;
 
 	arguments(argc, argv, &address, &connections, &idle, &window);
 	make_pattern();
@@ -126,12 +115,6 @@ int main(int argc, char **argv)
 	struct connection *all = open_connections(&address, connections);
 	int epoll = watch(all, connections, EPOLLIN | EPOLLOUT);
 
-	begin_warm_up(&window);
-	requests = exchange(all, connections, epoll, &window, 0);
-	if (window.hold) {
-		say_ready();
-		requests = exchange(all, connections, epoll, &window, 1);
-	}
-	report(&window, connections, idle, requests);
+	report(&window, connections, idle, measured(exchange, all, connections, epoll, &window));
 	return 0;
 }

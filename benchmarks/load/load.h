@@ -319,6 +319,46 @@ static void end_window(struct window *w)
 	}
 }
 
+/* What comes after this phase, of which there are 0 the warm-up, 1 the window, and 2 what is still out. */
+static int phase_at(struct window *w, int measuring, uint64_t time)
+{
+	if (measuring == 0 && time >= w->begin) {
+		if (w->hold)
+			return 2;
+		begin_window(w);
+		return 1;
+	}
+	if (measuring == 1 && time >= w->end) {
+		end_window(w);
+		return 2;
+	}
+	return measuring;
+}
+
+#define EVENTS 512
+
+/* 0 when none comes within 10 s, less when a signal came. */
+static int next_events(int epoll, struct epoll_event *events)
+{
+	int count = epoll_wait(epoll, events, EVENTS, 10000);
+	if (count < 0 && errno != EINTR)
+		die("epoll_wait: %s", strerror(errno));
+	return count;
+}
+
+/* Runs this load, beginning with the warm-up; with -H once more from the window on. How many requests that made. */
+static uint64_t measured(uint64_t (*load)(struct connection *, unsigned, int, struct window *, int),
+			 struct connection *all, unsigned connections, int epoll, struct window *w)
+{
+	begin_warm_up(w);
+	uint64_t requests = load(all, connections, epoll, w, 0);
+	if (w->hold) {
+		say_ready();
+		requests = load(all, connections, epoll, w, 1);
+	}
+	return requests;
+}
+
 static void report(const struct window *w, unsigned connections, unsigned idle, uint64_t requests)
 {
 	printf("{\"connections\": %u, \"idle\": %u, \"size\": %u, \"requests\": %llu, \"seconds\": %.6f, ", connections, idle,

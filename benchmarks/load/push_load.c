@@ -73,16 +73,14 @@ static int wants_more(unsigned connections)
 /* Takes one round after the other until the window is over, and then what was asked for. -H as in echo_load.c. */
 static uint64_t take_rounds(struct connection *all, unsigned connections, int epoll, struct window *w, int measuring)
 {
-	uint64_t time, requests = 0;
+	uint64_t requests = 0;
 
 	if (measuring == 1)
 		begin_window(w);
 	ask(&all[0]);
 	while (rounds_done < rounds_asked) {
-		struct epoll_event events[512];
-		int count = epoll_wait(epoll, events, 512, 10000);
-		if (count < 0 && errno != EINTR)
-			die("epoll_wait: %s", strerror(errno));
+		struct epoll_event events[EVENTS];
+		int count = next_events(epoll, events);
 		if (count == 0)
 			die("%u of %u connections got message %llu, and no more within 10 s", received[rounds_done % AHEAD],
 			    connections, (unsigned long long)rounds_done);
@@ -90,15 +88,7 @@ static uint64_t take_rounds(struct connection *all, unsigned connections, int ep
 			receive_messages(events[i].data.ptr, connections, measuring == 1 || (w->hold && w->start), &requests);
 		if (measuring < 2 && wants_more(connections))
 			ask(&all[0]);
-		time = now();
-		if (measuring == 0 && time >= w->begin) {
-			measuring = w->hold ? 2 : 1;
-			if (measuring == 1)
-				begin_window(w);
-		} else if (measuring == 1 && time >= w->end) {
-			measuring = 2;
-			end_window(w);
-		}
+		measuring = phase_at(w, measuring, now());
 	}
 	return requests;
 }
@@ -108,7 +98,6 @@ int main(int argc, char **argv)
 	struct sockaddr_in address = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
 	unsigned connections = 1, idle = 0;
 	struct window window = { .seconds = 1, .warm_up = 0.2 };
-	uint64_t requests;
 
 	arguments(argc, argv, &address, &connections, &idle, &window);
 	if (idle)
@@ -121,12 +110,6 @@ int main(int argc, char **argv)
 	struct connection *all = open_connections(&address, connections);
 	int epoll = watch(all, connections, EPOLLIN);
 
-	begin_warm_up(&window);
-	requests = take_rounds(all, connections, epoll, &window, 0);
-	if (window.hold) {
-		say_ready();
-		requests = take_rounds(all, connections, epoll, &window, 1);
-	}
-	report(&window, connections, idle, requests);
+	report(&window, connections, idle, measured(take_rounds, all, connections, epoll, &window));
 	return 0;
 }
