@@ -13,7 +13,8 @@ from gaio.errors import (
     UnsupportedConnError,
     WatcherClosedError,
 )
-from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, WRITE, Operation, OpResult
+from gaio.result import ACCEPT, CONNECT, POST, READ, SHUTDOWN, TIMER, WRITE, Operation, OpResult
+from gaio.timers import Timer
 from gaio.watcher import Watcher, backends
 
 TYPE_CHECKING = False  # see gaio/types.py
@@ -23,10 +24,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "ACCEPT", "CONNECT", "READ", "SHUTDOWN", "WRITE", "Backend", "BackendName", "BackendUnavailableError", "Conn",
-    "ConnClosedError", "DeadlineError", "EmptyBufferError", "GaioError", "HasFileno", "InvalidCPUError", "OpResult",
-    "Operation", "Stats", "UnsupportedConnError", "Watcher", "WatcherClosedError", "Writable", "__version__",
-    "backends",
+    "ACCEPT", "CONNECT", "POST", "READ", "SHUTDOWN", "TIMER", "WRITE", "Backend", "BackendName",
+    "BackendUnavailableError", "Conn", "ConnClosedError", "DeadlineError", "EmptyBufferError", "GaioError", "HasFileno",
+    "InvalidCPUError", "OpResult", "Operation", "Stats", "Timer", "UnsupportedConnError", "Watcher",
+    "WatcherClosedError", "Writable", "__version__", "backends",
 ]
 
 

@@ -12,6 +12,7 @@ from gaio.outcome import close_error
 from gaio.platform import _libc
 from gaio.recovery import not_delivered, recover
 from gaio.result import AcceptResult
+from gaio.timers import end_all
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -146,11 +147,12 @@ def close_everything(engine: Engine, wait: Wait) -> None:
 
 
 def admit_the_late(engine: Engine) -> None:
-    """When all is closed: what is in the inbox still is answered with the error."""
+    """When all is closed: what is in the inbox still is answered with the error, and so are timers."""
     if engine.interrupted:
         recover(engine)
     engine.interrupted = True
     engine.admit(engine.inbox.copy())
+    end_all(engine)
     engine.interrupted = False
 
 
@@ -196,6 +198,7 @@ def abandon(engine: Engine) -> None:
     engine.connections.clear()
     engine.listeners.clear()
     engine.descriptors.clear()
+    engine.timers.clear()
     engine.inbox.clear()
     engine.outbox.clear()
     for backend in {engine.backend, engine.retired}:  # the same one while it is being closed

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn, TypeVar
 
     from gaio.leader import Leader
+    from gaio.timers import Cancel
     from gaio.types import HasFileno
 
     _Argument = TypeVar("_Argument")
@@ -227,7 +228,7 @@ class Delegation:
         table = self._engine.table_of(connection)
         if table.get(connection.key) is connection:
             del table[connection.key]
-        _tell(self._leader, Close(connection))
+        tell(self._leader, Close(connection))
 
     # --- connecting -------------------------------------------------------------------------------------------
 
@@ -271,7 +272,7 @@ class Delegation:
         if leader.is_inside():
             raise RuntimeError("detach() was called from within another call, by a signal handler or a finalizer")
         item = Detach(connection)
-        _tell(leader, item)
+        tell(leader, item)
         leader.call(partial(leader.run_until_done, item))
         if item.error is not None:
             try:
@@ -291,7 +292,7 @@ class Delegation:
             connection = self.one_at_a_time(self._close_undelegated, conn)
             if connection is None:
                 return
-        _tell(self._leader, Close(connection))
+        tell(self._leader, Close(connection))
         if connection.shared:
             return  # it stays known until it is closed: whoever names it must not take it for what is not delegated
         # Not before: interrupted up to here, free() can be called again.
@@ -303,7 +304,7 @@ class Delegation:
         self._leader.look_around()
         connection = self.known_or_freed(conn)
         if connection is not None:
-            _tell(self._leader, Stop(connection))
+            tell(self._leader, Stop(connection))
 
     def known_or_freed(self, conn: HasFileno) -> Connection | None:
         """None when it has been freed or closed; `UnsupportedConnError` when it was never delegated here."""
@@ -346,7 +347,7 @@ def _forget(leader: Leader, connection: Connection) -> None:
     """The finalizer of callers' objects that are collected: any thread, between any two bytecodes."""
     leader.engine.table_of(connection).pop(connection.key, None)
     if not leader.closed:
-        _tell(leader, Close(connection, forgotten=True))
+        tell(leader, Close(connection, forgotten=True))
 
 
 def _refuse_unknown(conn: HasFileno) -> NoReturn:
@@ -355,7 +356,7 @@ def _refuse_unknown(conn: HasFileno) -> NoReturn:
     raise UnsupportedConnError(f"conn was never submitted to this watcher: {conn!r}")
 
 
-def _tell(leader: Leader, item: Close) -> None:
+def tell(leader: Leader, item: Close | Cancel) -> None:
     """Put an item into the inbox that is no request."""
     leader.inbox.append(item)
     if leader.needs_wakeup:

@@ -27,6 +27,7 @@ from gaio.outcome import BACK_OFF, cancelled, close_error, conclude
 from gaio.platform import CANCELLED, LISTENER
 from gaio.recovery import recover
 from gaio.result import ACCEPT, CONNECT, STOPPED, UNDER_WAY, AcceptResult, OpResult
+from gaio.timers import Cancel, PostResult, TimerResult, arm, disarm, end
 from gaio.writes import finish_joined, join
 
 TYPE_CHECKING = False  # see gaio/types.py
@@ -91,6 +92,7 @@ class Engine:
         self.backing_off: dict[OpResult, None] = {}  # accepts that ran out of descriptors
         self.being_closed: list[int] = []  # the number whose closing has begun; empty otherwise
         self.deadlines: Deadlines = Deadlines()
+        self.timers: dict[TimerResult, None] = {}  # that are pending, or have been cancelled just now
         self.interrupted = False  # a turn has begun and not ended
         self.gc_found = 0  # connections that the collector found
         self.backend: platform.Backend = CLOSED_BACKEND
@@ -184,9 +186,15 @@ class Engine:
                 self.deadlines.add(request._deadline)
         del self.inbox[: len(items)]
 
-    def deal_with(self, item: Close) -> None:
-        """What is no request, in its place among these."""
-        if type(item) is Stop:
+    def deal_with(self, item: Any) -> None:
+        """What belongs to no queue, in its place among what does."""
+        if type(item) is PostResult:
+            self.outbox.append(item)
+        elif type(item) is TimerResult:
+            arm(self, item)
+        elif type(item) is Cancel:
+            disarm(self, item.timer)
+        elif type(item) is Stop:
             self.stop(item)
         elif type(item) is Sends:
             together: Any = self.backend
@@ -337,6 +345,9 @@ class Engine:
             request = deadlines.expired(now)
             if request is None:
                 break
+            if type(request) is TimerResult:
+                end(self, request)
+                continue
             if request in self.backing_off:
                 self.cut_off(request, request.error)
             elif request.more and deadlines.postpone(request, now):

@@ -7,6 +7,7 @@ from gaio.errors import GaioError
 from gaio.outcome import cancelled, close_error
 from gaio.platform import CANCELLED, _libc
 from gaio.result import UNDER_WAY, WRITE, AcceptResult, OpResult
+from gaio.timers import TimerResult
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def recover(engine: Engine) -> None:
     for request in engine.outbox:
         if request._deadline is not None:
             engine.deadlines.call_off(request._deadline)
+        if type(request) is TimerResult:
+            engine.timers.pop(request, None)
         if request._queue is not None:
             request.more = False  # it is the request itself, and none of its arrivals
     # An error among them is of an accept that is held back; where that was interrupted it is done again.
@@ -55,8 +58,8 @@ def recover(engine: Engine) -> None:
 
     engine.partial.clear()
     engine.ready.clear()
-    queued: set[int] = set()
-    deadlines: list[Deadline] = []
+    queued: set[int] = set(map(id, engine.timers))
+    deadlines: list[Deadline] = [timer._deadline for timer in engine.timers]
     for connection in list(engine.descriptors.values()):
         # A connect() first: a read behind it must find that it is under way.
         for queue in reversed(connection.queues()):

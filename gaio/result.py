@@ -21,6 +21,8 @@ class Operation(IntEnum):
     ACCEPT = 2
     CONNECT = 3
     SHUTDOWN = 4
+    TIMER = 6
+    POST = 7
 
 
 READ: Final = Operation.READ
@@ -28,6 +30,8 @@ WRITE: Final = Operation.WRITE
 ACCEPT: Final = Operation.ACCEPT
 CONNECT: Final = Operation.CONNECT
 SHUTDOWN: Final = Operation.SHUTDOWN
+TIMER: Final = Operation.TIMER
+POST: Final = Operation.POST
 
 
 STOPPED: Final = -1  # see OpResult._goal
@@ -39,8 +43,8 @@ class OpResult:
     """One finished request. Every submitted request yields exactly one; one that repeats (`read_start()`,
     `accept_start()`) yields one for each arrival, and a last one.
 
-    operation   READ, WRITE, ACCEPT, CONNECT or SHUTDOWN
-    conn        the object that was submitted, the very same
+    operation   READ, WRITE, ACCEPT, CONNECT, SHUTDOWN, TIMER or POST
+    conn        the object that was submitted, the very same; None of TIMER and POST
     context     what was passed as such
     buffer      READ: the caller's buffer, or a view of what arrived (see `is_swap_buffer`), None where nothing did.
                 WRITE: what was passed. Else None
@@ -94,6 +98,8 @@ class OpResult:
 
     def __repr__(self) -> str:
         state = "pending" if self._queue is not None else repr(self.error) if self.error else "ok"
+        if self._connection is None:  # TIMER and POST
+            return f"<OpResult {self.operation.name} {state} context={self.context!r}>"
         conn = f"{type(self.conn).__name__} {self._connection}"
         return f"<OpResult {self.operation.name} size={self.size} {state} conn={conn}>"
 

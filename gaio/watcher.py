@@ -17,7 +17,7 @@ from time import monotonic
 
 from gaio import platform, process
 from gaio.deadlines import Deadline
-from gaio.delegation import CLOSED, Delegation
+from gaio.delegation import CLOSED, Delegation, tell
 from gaio.errors import BackendUnavailableError, InvalidCPUError, WatcherClosedError
 from gaio.leader import FORKING, Leader
 from gaio.memory import COPY_LIMIT, Lent, memory_for_write, pin_for_read
@@ -26,6 +26,7 @@ from gaio.platform._affinity import set_thread_affinity
 from gaio.platform._libc import BESIDE_GREENLETS, MAX_RW_COUNT
 from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, UNDER_WAY, WRITE, AcceptResult, Operation, OpResult
 from gaio.swap import SwapArena
+from gaio.timers import PostResult, Timer, TimerResult
 from gaio.writes import unsent
 
 TYPE_CHECKING = False  # see gaio/types.py
@@ -372,6 +373,32 @@ class Watcher:
         """
         self._delegation.free(conn)
 
+    def post(self, context: Any = None) -> None:
+        """Hand `context` to the consumer: a POST result, at once and without I/O. It ends a `wait_io()` that waits.
+
+        Any thread and any signal handler; it does not block. What one thread posts comes in that order. Nothing bounds
+        how much may wait to be delivered. Raises `WatcherClosedError`; what was posted before `close()` still comes,
+        without an error.
+        """
+        result = PostResult(context)
+        self._inbox.append(result)
+        if self._leader.needs_wakeup:
+            self._wake(result)
+
+    def after(self, seconds: float, *, context: Any = None) -> Timer:
+        """A TIMER result when so many seconds have passed, by time.monotonic(); 0 is with the next batch.
+
+        The `Timer` that is returned can cancel it. `close()` ends it before with `WatcherClosedError`. Any thread and
+        any signal handler; it does not block. Raises `TypeError` or `ValueError` for what is no finite number of
+        seconds from 0 on, and `WatcherClosedError`.
+        """
+        request = TimerResult(context)
+        request._deadline = _deadline(seconds, request, "seconds")
+        self._inbox.append(request)
+        if self._leader.needs_wakeup:
+            self._wake(request)
+        return Timer(request, partial(tell, self._leader))
+
     def _start(
         self, conn: HasFileno, operation: Operation, request: OpResult, context: Any, timeout: float | None
     ) -> None:
@@ -540,6 +567,7 @@ class Watcher:
                 while request is not None:
                     pending.add(id(request))
                     request = request._next
+        pending.update(map(id, list(leader.engine.timers)))
         return Stats(
             conns=len(self._connections) + len(leader.engine.listeners),
             pending=len(pending),
@@ -586,12 +614,13 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _seconds(timeout: float) -> float:
+def _seconds(timeout: float, name: str = "timeout") -> float:
     if isinstance(timeout, float) or _is_int(timeout):
         if 0 <= timeout <= sys.float_info.max:
             return float(timeout)
-        raise ValueError(f"timeout must be a finite number of seconds, 0 or more, not {timeout!r}: None waits for ever")
-    raise TypeError(f"timeout must be a number of seconds or None, not {timeout!r}")
+        or_none = ": None waits for ever" if name == "timeout" else ""
+        raise ValueError(f"{name} must be a finite number of seconds, 0 or more, not {timeout!r}{or_none}")
+    raise TypeError(f"{name} must be a number of seconds{' or None' if name == 'timeout' else ''}, not {timeout!r}")
 
 
 def _vet(timeout: float | None) -> None:
@@ -599,8 +628,8 @@ def _vet(timeout: float | None) -> None:
         _seconds(timeout)
 
 
-def _deadline(timeout: float, request: OpResult) -> Deadline:
-    seconds = _seconds(timeout)
+def _deadline(timeout: float, request: OpResult, name: str = "timeout") -> Deadline:
+    seconds = _seconds(timeout, name)
     return Deadline(monotonic() + seconds, request, seconds)
 
 

@@ -27,7 +27,7 @@ class Request:
 
     __slots__ = ("_conn", "_whole", "buffer", "data", "operation", "result", "size_wanted")
 
-    def __init__(self, operation: gaio.Operation, conn: Closable, buffer: Any, *, whole: bool) -> None:
+    def __init__(self, operation: gaio.Operation, conn: Closable | None, buffer: Any, *, whole: bool) -> None:
         self.operation = operation
         self.buffer = buffer  # what the caller passed, None for a read into the swap arena
         self.size_wanted = None if buffer is None else nbytes(buffer)
@@ -229,6 +229,21 @@ class AccountedWatcher:
     def shutdown(self, conn: Closable) -> Request:
         request = Request(gaio.SHUTDOWN, conn, None, whole=False)
         return self._submit(request, lambda serial: self.watcher.shutdown(conn, context=serial))
+
+    def post(self) -> Request:
+        return self._submit(Request(gaio.POST, None, None, whole=False), self.watcher.post)
+
+    def after(self, seconds: float) -> tuple[Request, gaio.Timer]:
+        timers: list[gaio.Timer] = []
+        request = self._submit(
+            Request(gaio.TIMER, None, None, whole=False),
+            lambda serial: timers.append(self.watcher.after(seconds, context=serial)),
+        )
+        return request, timers[0]
+
+    def cancelled(self, request: Request) -> None:
+        """Of a timer: no result may come any more."""
+        self._pending = {serial: other for serial, other in self._pending.items() if other is not request}
 
     def _submit(self, request: Request, call: Callable[[int], None]) -> Request:
         serial = next(self._serial)

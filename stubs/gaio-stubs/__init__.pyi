@@ -15,8 +15,10 @@ __version__: Final[str]
 __all__ = [
     "ACCEPT",
     "CONNECT",
+    "POST",
     "READ",
     "SHUTDOWN",
+    "TIMER",
     "WRITE",
     "Backend",
     "BackendName",
@@ -31,6 +33,7 @@ __all__ = [
     "OpResult",
     "Operation",
     "Stats",
+    "Timer",
     "UnsupportedConnError",
     "Watcher",
     "WatcherClosedError",
@@ -60,19 +63,23 @@ class Operation(IntEnum):
     ACCEPT = ...
     CONNECT = ...
     SHUTDOWN = ...
+    TIMER = ...
+    POST = ...
 
 READ: Final = Operation.READ
 WRITE: Final = Operation.WRITE
 ACCEPT: Final = Operation.ACCEPT
 CONNECT: Final = Operation.CONNECT
 SHUTDOWN: Final = Operation.SHUTDOWN
+TIMER: Final = Operation.TIMER
+POST: Final = Operation.POST
 
 class OpResult:
     """One finished request. Every submitted request yields exactly one; one that repeats (read_start, accept_start)
     yields one for each arrival, and a last one."""
 
     operation: Operation
-    conn: Any  # the very object that was submitted
+    conn: Any  # the very object that was submitted; None of TIMER and POST
     context: Any  # handed back unchanged
     # READ: the caller's buffer, or a read-only memoryview of exactly `size` bytes of the swap arena; None where there
     # are none
@@ -111,6 +118,11 @@ class Backend(NamedTuple):
     available: bool
     reason: str  # why not, or which kernel features it uses
 
+class Timer:
+    """What Watcher.after() returns. Dropping it does not cancel anything."""
+
+    def cancel(self) -> bool: ...  # True: its result will not come. Any thread
+
 class Watcher:
     """A proactor: takes read and write requests from any thread, performs them in the thread that waits in
     wait_io() (or in its own when nobody waits), and hands the finished ones back in batches."""
@@ -140,6 +152,9 @@ class Watcher:
         self, conn: HasFileno, address: Any, *, context: Any = None, timeout: float | None = None
     ) -> None: ...
     def shutdown(self, conn: HasFileno, *, context: Any = None) -> None: ...  # FIN after every queued write
+    # results without I/O, also from the handler of a signal: at once, or when so many seconds have passed
+    def post(self, context: Any = None) -> None: ...
+    def after(self, seconds: float, *, context: Any = None) -> Timer: ...
     def free(self, conn: HasFileno) -> None: ...  # idempotent
     def detach(self, conn: HasFileno) -> Any: ...  # a fresh socket.socket for the same connection
 

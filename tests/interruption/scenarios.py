@@ -77,6 +77,65 @@ def play(
     return tried[-1]
 
 
+# --- results without I/O ----------------------------------------------------------------------------------------
+
+
+@scenario()
+def post_and_fetch(world: World) -> Iterator[Act]:
+    """What stands before and behind it in the inbox is dealt with as well."""
+    conn, peer = world.pairs.tcp()
+    read, first, second = world.watcher.read(conn), world.watcher.post(), world.watcher.post()
+    peer.send(b"x")
+    yield lambda: world.watcher.finish(first, second, read)
+    world.watcher.finish(first, second, read)
+    assert (first.error, second.error, read.data) == (None, None, b"x")
+
+
+@scenario()
+def post_while_interrupted(world: World) -> Iterator[Act]:
+    """The call itself: it posts, or it does not."""
+    yield world.watcher.post
+    posted = world.watcher.post()
+    world.watcher.finish(posted)
+    assert all(other.result is None or other.error is None for other in world.watcher.uncertain)
+
+
+@scenario()
+def timers_come_due(world: World) -> Iterator[Act]:
+    (first, _), (second, _) = world.watcher.after(0.0), world.watcher.after(0.001)
+    (cancelled, timer), (later, _) = world.watcher.after(1000), world.watcher.after(1000)
+    yield lambda: world.watcher.finish(first, second)
+    world.watcher.finish(first, second)
+    assert timer.cancel()
+    world.watcher.cancelled(cancelled)
+    assert later.result is None
+
+
+@scenario()
+def cancel_a_timer(world: World) -> Iterator[Act]:
+    """Once it has said that the result will not come, none comes; interrupted it may have said so to nobody."""
+    request, timer = world.watcher.after(1000)
+    world.watcher.cancelled(request)  # a result now would be one that nobody waits for
+
+    def cancel() -> None:
+        timer.cancel()
+        world.watcher.wait(0)
+
+    yield cancel
+    assert timer.cancel()
+    world.watcher.finish(world.watcher.post())
+
+
+@scenario()
+def close_with_timers(world: World) -> Iterator[Act]:
+    requests = [world.watcher.after(1000)[0] for _ in range(2)]
+    posted = world.watcher.post()
+    yield world.watcher.watcher.close
+    world.watcher.close_and_check()
+    assert posted.error is None
+    assert all(isinstance(request.error, gaio.WatcherClosedError) for request in requests)
+
+
 # --- reads ----------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from gaio.errors import ConnClosedError, UnsupportedConnError, WatcherClosedErro
 from gaio.memory import Lent, SocketAddress, Vector
 from gaio.platform import DATAGRAM, FILE, LISTENER, SEQPACKET, SOCKET, STREAM
 from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, WRITE, OpResult
-from tests.simulation.model import Link, Record, Violation
+from tests.simulation.model import Link, Note, Record, Violation
 from tests.simulation.world import TICK, World
 
 KINDS = (STREAM, STREAM, SOCKET, DATAGRAM, SEQPACKET, FILE, LISTENER)
@@ -36,8 +36,45 @@ class Callers(World):
             (
                 *(self.submit_read, self.submit_write, self.submit_read, self.submit_accept, self.submit_late),
                 *(self.free, self.start_repeating, self.start_repeating, self.stop, self.ask_unsent),
+                *(self.post, self.start_timer, self.cancel_timer),
             )
         )()
+
+    def post(self) -> None:
+        note = Note(next(self.numbers), None)
+        self.submit_note(note, lambda: self.watcher.post(note))
+
+    def start_timer(self) -> None:
+        seconds = self.chance.one_of((0, TICK, 4 * TICK, 1000))
+        note = Note(next(self.numbers), self.clock + seconds)
+
+        def submit() -> None:
+            note.timer = self.watcher.after(seconds, context=note)
+            note.timer._request._deadline.when = self.clock + seconds  # by this clock, and not that of the machine
+
+        self.submit_note(note, submit)
+
+    def submit_note(self, note: Note, submit: Callable[[], None]) -> None:
+        self.notes.append(note)
+        self.records.append(weakref.ref(note))
+        self.note("submit", note)
+        try:
+            submit()
+        except WatcherClosedError:
+            if not self.closing:
+                raise Violation(f"{note} is refused as if the watcher were closed") from None
+            self.notes.remove(note)
+
+    def cancel_timer(self) -> None:
+        timers = [note for note in self.notes if note.timer is not None]
+        if timers:
+            note = self.chance.one_of(timers)
+            assert note.timer is not None
+            said = note.timer.cancel()
+            self.note("cancel", note, said)
+            if note.cancelled and not said:
+                raise Violation(f"{note} is cancelled, and then not")
+            note.cancelled = said
 
     def submit_read(self) -> None:
         link = self.one(STREAM, SOCKET, DATAGRAM, SEQPACKET, FILE)

@@ -47,7 +47,7 @@ class Invariants(World):
         in_flight = {id(flight.request) for flight in self.backend.flights.values()}
         ready = {id(request) for request in engine.ready}
         backing_off = {id(request) for request in engine.backing_off}
-        queued = {id(item) for item in engine.inbox}
+        queued = {id(item) for item in (*engine.inbox, *engine.timers)}
         for connection in engine.descriptors.values():
             for queue in connection.queues():
                 request, before = queue.head, None
@@ -82,7 +82,10 @@ class Invariants(World):
                 raise Violation(f"{link}: {len(link.given)} bytes came, and results brought {link.read}")
             if link.written != link.received:
                 raise Violation(f"{link}: the peer received other bytes than results say")
-        for name in ("outbox", "connections", "listeners", "connecting", "descriptors"):
+        for note in self.notes:
+            if not note.cancelled:
+                raise Violation(f"{note} never had a result")
+        for name in ("timers", "outbox", "connections", "listeners", "connecting", "descriptors"):
             if getattr(engine, name):
                 raise Violation(f"{name} is not empty in the end")
         for name in ("ready", "partial", "closing", "backing_off", "being_closed"):
@@ -103,6 +106,9 @@ class Invariants(World):
         for link in self.links:
             link.conn = None  # which knows the link
         self.links.clear()
+        for note in self.notes:
+            note.timer = None  # which knows the note
+        self.notes.clear()
         self.backend.links.clear()
 
     def check_nothing_is_held(self) -> None:

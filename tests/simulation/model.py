@@ -11,6 +11,7 @@ from gaio.connection import Connection
 from gaio.errors import ConnClosedError, DeadlineError, WatcherClosedError
 from gaio.platform import CANCELLED, DATAGRAM, FREE_THREADED, SEQPACKET
 from gaio.result import ACCEPT, READ, WRITE, Operation, OpResult
+from gaio.timers import Timer
 
 PATTERN = bytes((i * 2654435761 >> 13) & 0xFF for i in range(1 << 13))
 
@@ -135,6 +136,21 @@ class Link:
 
     def pending(self) -> list[Record]:
         return [*self.reads, *self.writes]
+
+
+class Note:
+    """What was posted, or is to come after a while."""
+
+    __slots__ = ("number", "when", "timer", "cancelled", "__weakref__")
+
+    def __init__(self, number: int, when: float | None) -> None:
+        self.number = number
+        self.when = when  # None of what was posted
+        self.timer: Timer | None = None
+        self.cancelled = False
+
+    def __str__(self) -> str:
+        return f"#{self.number} {'POST' if self.when is None else f'TIMER for {self.when}'}"
 
 
 class Record:

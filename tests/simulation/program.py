@@ -14,7 +14,7 @@ from tests.simulation.callers import SIZES, Callers
 from tests.simulation.interruption import calm
 from tests.simulation.invariants import Invariants
 from tests.simulation.kernel import OwnMemory
-from tests.simulation.model import Link, Record, Violation, is_open
+from tests.simulation.model import Link, Note, Record, Violation, is_open
 from tests.simulation.world import TICK
 
 
@@ -42,6 +42,9 @@ class Simulation(Callers, Invariants):
             (1, self.free),
             (1, self.forget),
             (1, self.submit_late),
+            (2, self.post),
+            (2, self.start_timer),
+            (1, self.cancel_timer),
             (1, self.detach),
             (1, self.settle),
         )
@@ -149,7 +152,28 @@ class Simulation(Callers, Invariants):
         self.check_engine()
         return len(batch)
 
+    def take_note(self, note: Note, result: OpResult) -> None:
+        self.note("result", note, repr(result.error))
+        self.results += 1
+        if note not in self.notes:
+            raise Violation(f"{note} has a second result, or was not accepted")
+        self.notes.remove(note)
+        note.timer = None  # which knows the note
+        if note.cancelled:
+            raise Violation(f"{note} was cancelled, and comes")
+        if note.when is None:
+            if note.number < self.posted and not self.handled:
+                raise Violation(f"{note} comes behind #{self.posted}")
+            self.posted = note.number
+        if type(result.error) is WatcherClosedError and self.closing and note.when is not None:
+            return
+        if result.error is not None or (note.when is not None and note.when > self.clock):
+            raise Violation(f"{note} comes with {result.error!r}")
+
     def take(self, result: OpResult) -> None:
+        if isinstance(result.context, Note):
+            self.take_note(result.context, result)
+            return
         record: Record = result.context
         self.note("result", record, "and more," if result.more else "", f"size {result.size}, {result.error!r}")
         queue = record.link.reads if record.operation in (READ, ACCEPT) else record.link.writes
@@ -201,6 +225,9 @@ class Simulation(Callers, Invariants):
                         raise Violation(f"{record} is pending, and was stopped")
             if link.connection is not None and link.connection.fd >= 0 and not is_open(link.connection.fd):
                 raise Violation(f"{link}: its descriptor has been closed")
+        for note in self.notes:
+            if not note.cancelled and (note.when is None or note.when <= self.clock):
+                raise Violation(f"{note} is pending")
         self.ask_unsent()
 
     def come_to_rest(self) -> None:

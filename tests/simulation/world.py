@@ -20,7 +20,7 @@ from gaio.result import Operation
 from gaio.watcher import Watcher
 from tests.simulation.backend import SimulatedBackend
 from tests.simulation.interruption import Between
-from tests.simulation.model import Chance, Link, Record, Violation
+from tests.simulation.model import Chance, Link, Note, Record, Violation
 
 TICK = 1 / 64  # of the clock: sums of these are exact
 
@@ -72,7 +72,9 @@ class World:
         self.handled = False  # the handler of a signal ran within the turn
         self.links: list[Link] = []
         self.numbers = itertools.count(1)
-        self.records: list[weakref.ref[Record]] = []
+        self.records: list[weakref.ref[Record] | weakref.ref[Note]] = []
+        self.notes: list[Note] = []  # posts and timers that have no result yet
+        self.posted = 0  # the number of the last post that has come
         self.descriptors: set[int] = set()  # numbers ever used
         self.results = 0
         self.dropped = 0
@@ -129,6 +131,11 @@ class World:
                     continue  # it was cut off for that, and is not put off any more
                 if timeout is None or timeout > record.when - self.clock + 1e-9:
                     raise Violation(f"waits for {timeout}, past the deadline of {record}")
+        for note in self.notes:
+            if note.when is None or note.when <= self.clock or note.cancelled or self.handled:
+                continue
+            if timeout is None or timeout > note.when - self.clock + 1e-9:
+                raise Violation(f"waits for {timeout}, past {note}")
         if timeout is None or self.chance.happens(0.5):
             ticks = self.chance.one_of((0, 1, 10))
             self.clock += ticks * TICK if timeout is None else min(timeout, ticks * TICK)

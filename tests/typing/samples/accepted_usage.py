@@ -54,6 +54,11 @@ watcher.write(conn, memoryview(b"x"))
 watcher.write(conn, [b"x", bytearray(b"y"), memoryview(b"z")])
 watcher.write(conn, (b"x", b"y"), timeout=1)
 assert_type(watcher.unsent(conn), int)
+watcher.post()
+watcher.post(any_context := object())
+timer = watcher.after(0.5, context=any_context)
+assert_type(timer, gaio.Timer)
+assert_type(timer.cancel(), bool)
 assert_type(watcher.accept(conn), None)
 watcher.accept(as_conn, context="z", timeout=1)
 assert_type(watcher.accept_start(conn), None)
@@ -118,6 +123,7 @@ for backend in gaio.backends():
 assert_type(gaio.__version__, str)
 number: int = gaio.WRITE
 operations: list[gaio.Operation] = [gaio.READ, gaio.WRITE, gaio.ACCEPT, gaio.CONNECT, gaio.SHUTDOWN]
+operations += [gaio.TIMER, gaio.POST]
 members = [gaio.Operation.ACCEPT, gaio.Operation.CONNECT, gaio.Operation.SHUTDOWN]
 
 # Each error is also the builtin that a caller would expect.

@@ -56,6 +56,9 @@ watcher.write(conn, {b"set"})  # refused
 watcher.write(conn, b"x", 5)  # refused
 watcher.unsent()  # refused
 watcher.unsent(7)  # refused
+watcher.after("soon")  # refused
+watcher.after(1, 2)  # refused
+watcher.after(1).stop()  # refused
 watcher.unsent(conn).nonsense  # refused
 watcher.accept()  # refused
 watcher.accept(7)  # refused
