@@ -180,7 +180,7 @@ def turned_away(server: Uvicorn) -> bool:
     try:
         with server.client():
             return False
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):  # the latter when it came just before the listener went
         return True
 
 
