@@ -75,9 +75,9 @@ class Timer:
 
     __slots__ = ("_request", "_forget")
 
-    def __init__(self, request: TimerResult, forget: Callable[[Cancel], object]) -> None:
-        self._request = request
-        self._forget = forget
+    # Set by after() and not by an __init__(), which callers have no use for.
+    _request: TimerResult
+    _forget: Callable[[Cancel], object]
 
     def cancel(self) -> bool:
         """Whether its result will not come: True as long as it was not due, and so again when called twice.

@@ -397,7 +397,10 @@ class Watcher:
         self._inbox.append(request)
         if self._leader.needs_wakeup:
             self._wake(request)
-        return Timer(request, partial(tell, self._leader))
+        timer = Timer()
+        timer._request = request
+        timer._forget = partial(tell, self._leader)
+        return timer
 
     def _start(
         self, conn: HasFileno, operation: Operation, request: OpResult, context: Any, timeout: float | None
