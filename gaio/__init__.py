@@ -19,15 +19,15 @@ from gaio.watcher import Watcher, backends
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
-    from gaio.types import Backend, BackendName, Conn, HasFileno, Stats, Writable
+    from gaio.types import Backend, BackendName, Conn, ConnectionInfo, HasFileno, Stats, Writable
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ACCEPT", "CONNECT", "POST", "READ", "SHUTDOWN", "TIMER", "WRITE", "Backend", "BackendName",
-    "BackendUnavailableError", "Conn", "ConnClosedError", "DeadlineError", "EmptyBufferError", "GaioError", "HasFileno",
-    "InvalidCPUError", "OpResult", "Operation", "Stats", "Timer", "UnsupportedConnError", "Watcher",
-    "WatcherClosedError", "Writable", "__version__", "backends",
+    "BackendUnavailableError", "Conn", "ConnClosedError", "ConnectionInfo", "DeadlineError", "EmptyBufferError",
+    "GaioError", "HasFileno", "InvalidCPUError", "OpResult", "Operation", "Stats", "Timer", "UnsupportedConnError",
+    "Watcher", "WatcherClosedError", "Writable", "__version__", "backends",
 ]
 
 

@@ -108,13 +108,13 @@ class Connection:
         """It is closed. With its queues it is a cycle, which only the collector would free, if that is on. It may be
         one with conn as well, which may hold its results.
         """
-        self.conn = _nobody
+        self.conn = nobody
         closed = ClosedConnection(self)
         for queue in self.queues():
             queue.descriptor = closed
 
 
-def _nobody() -> None:
+def nobody() -> None:
     """Stands for the weak reference of a connection that is closed."""
 
 
@@ -133,7 +133,7 @@ class SharedConnection(Connection):
         return ()
 
     def let_go(self) -> None:
-        if self.close_reason is ConnClosedError and self.conn is not _nobody:
+        if self.close_reason is ConnClosedError and self.conn is not nobody:
             self.conn.close()
         super().let_go()
 

@@ -1,7 +1,7 @@
 """Names for annotations, and the named tuples that report something.
 
 They are imported when they are asked for: `typing`, which they need, would take a third of the time of `import gaio`.
-For the same reason no other module imports it but for the type checker.
+For the same reason no other module imports it but for the type checker, and gaio/inspection.py, which is late as well.
 """
 
 from __future__ import annotations
@@ -52,6 +52,23 @@ class Stats(NamedTuple):
     """Connections the garbage collector found unreferenced."""
     gc_closed: int
     """Of those, descriptors closed."""
+
+
+class ConnectionInfo(NamedTuple):
+    """One delegated connection, of `Watcher.connections()`: who waits for what."""
+
+    conn: Any
+    """The object that was submitted; None when it has just been collected."""
+    number: int
+    """Unique in the watcher's life; also in the `repr()` of results."""
+    peer: Any
+    """Its address when it was delegated, as the socket module writes addresses; None where there is none."""
+    reads: int
+    """Requests pending that read or accept."""
+    writes: int
+    """Requests pending of the other kind."""
+    unsent: int
+    """Bytes of those that the kernel has not taken yet."""
 
 
 class Backend(NamedTuple):

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from gaio.connection import Connection, RequestQueue
     from gaio.engine import Engine
-    from gaio.types import Backend, BackendName, HasFileno, Stats
+    from gaio.types import Backend, BackendName, ConnectionInfo, HasFileno, Stats
 
 _SWAP_SIZE = 65536  # bytes, unless told otherwise
 
@@ -105,7 +105,7 @@ class Watcher:
             raise RuntimeError(
                 f"threads have been replaced by greenlets, and a watcher needs a thread of its own: {BESIDE_GREENLETS}"
             )
-        import gaio.types  # noqa: F401  # for stats(), which may be called when no descriptor is left to read it with
+        import gaio.inspection  # noqa: F401  # for stats(): there may be no descriptor left to read it with by then
 
         kind: type[Leader] = Leader
         if sys.flags.dev_mode or platform.FREE_THREADED:
@@ -559,27 +559,19 @@ class Watcher:
         """Counters, for monitoring. Any thread, also after `close()`. Takes time in proportion to the connections and
         what is pending.
         """
-        from gaio.types import Stats
+        from gaio import inspection
 
-        leader = self._leader
-        # A set, because the turn under way, or one that was interrupted, may have a request in two places.
-        pending = {id(item) for item in leader.inbox.copy() if isinstance(item, OpResult)}
-        for connection in list(leader.engine.descriptors.values()):
-            for queue in connection.queues():
-                request = queue.head
-                while request is not None:
-                    pending.add(id(request))
-                    request = request._next
-        pending.update(map(id, list(leader.engine.timers)))
-        return Stats(
-            conns=len(self._connections) + len(leader.engine.listeners),
-            pending=len(pending),
-            completions=leader.completions,
-            batches=leader.batches,
-            wakeups=leader.wakeups,
-            gc_found=leader.engine.gc_found,
-            gc_closed=leader.engine.gc_closed(),
-        )
+        return inspection.stats(self._leader)
+
+    def connections(self) -> list[ConnectionInfo]:
+        """Who is delegated, and waits for what: for debugging, oldest first.
+
+        A connection with no request of either kind is one that somebody forgot, as after a read that was not submitted
+        again. Any thread; it takes time in proportion to the connections and what is pending. Empty after `close()`.
+        """
+        from gaio import inspection
+
+        return inspection.connections(self._leader)
 
     def set_affinity(self, cpu: int) -> None:
         """Bind the watcher thread to one CPU. A consumer binds itself, with `os.sched_setaffinity(0, {cpu})`.

@@ -75,6 +75,20 @@ def without_padding(address: bytes) -> bytes:
     return address[:8] if _family(address) == socket.AF_INET else address
 
 
+def unpack(address: bytes) -> Any:
+    """The address as the socket module writes it; None of a family that is not known here."""
+    family = _family(address)
+    if family == socket.AF_INET and len(address) >= 8:
+        return socket.inet_ntop(family, address[4:8]), int.from_bytes(address[2:4], "big")
+    if family == socket.AF_INET6 and len(address) >= 28:
+        flow, scope = int.from_bytes(address[4:8], "big"), int.from_bytes(address[24:28], sys.byteorder)
+        return socket.inet_ntop(family, address[8:24]), int.from_bytes(address[2:4], "big"), flow, scope
+    if family == getattr(socket, "AF_UNIX", None):
+        path = address[2:]
+        return path if path.startswith(b"\0") else os.fsdecode(path.partition(b"\0")[0])
+    return None
+
+
 def text(address: bytes) -> str:
     """The address as a person writes it; empty where it has none, or is of a family that is not known here."""
     family = _family(address)

@@ -25,6 +25,7 @@ __all__ = [
     "BackendUnavailableError",
     "Conn",
     "ConnClosedError",
+    "ConnectionInfo",
     "DeadlineError",
     "EmptyBufferError",
     "GaioError",
@@ -113,6 +114,16 @@ class Stats(NamedTuple):
     gc_found: int  # connections the garbage collector found unreferenced
     gc_closed: int  # of those, descriptors closed
 
+class ConnectionInfo(NamedTuple):
+    """One delegated connection, for debugging: who waits for what."""
+
+    conn: Any
+    number: int  # unique in the watcher's life; also in repr() of results
+    peer: Any  # its address when it was delegated, as the socket module writes addresses
+    reads: int  # requests pending; a connection with none of either kind is one that somebody forgot
+    writes: int
+    unsent: int  # bytes of its writes that the kernel has not taken yet
+
 class Backend(NamedTuple):
     name: str
     available: bool
@@ -170,6 +181,7 @@ class Watcher:
     @property
     def backend(self) -> str: ...
     def stats(self) -> Stats: ...
+    def connections(self) -> list[ConnectionInfo]: ...
     def set_affinity(self, cpu: int) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(

@@ -113,6 +113,9 @@ assert_type(stats, gaio.Stats)
 assert_type(stats.conns + stats.pending + stats.completions + stats.batches, int)
 assert_type(stats.wakeups + stats.gc_found + stats.gc_closed, int)
 assert_type(stats[0], int)
+for info in watcher.connections():
+    assert_type(info, gaio.ConnectionInfo)
+    assert_type(info.number + info.reads + info.writes + info.unsent, int)
 
 for backend in gaio.backends():
     assert_type(backend, gaio.Backend)
