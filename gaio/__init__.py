@@ -13,7 +13,7 @@ from gaio.errors import (
     UnsupportedConnError,
     WatcherClosedError,
 )
-from gaio.result import ACCEPT, CONNECT, POST, READ, SHUTDOWN, TIMER, WRITE, Operation, OpResult
+from gaio.result import ACCEPT, CONNECT, FINISH, POST, READ, SHUTDOWN, TIMER, WRITE, Operation, OpResult
 from gaio.timers import Timer
 from gaio.watcher import Watcher, backends
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "ACCEPT", "CONNECT", "POST", "READ", "SHUTDOWN", "TIMER", "WRITE", "Backend", "BackendName",
+    "ACCEPT", "CONNECT", "FINISH", "POST", "READ", "SHUTDOWN", "TIMER", "WRITE", "Backend", "BackendName",
     "BackendUnavailableError", "Conn", "ConnClosedError", "ConnectionInfo", "DeadlineError", "EmptyBufferError",
     "GaioError", "HasFileno", "InvalidCPUError", "OpResult", "Operation", "Stats", "Timer", "UnsupportedConnError",
     "Watcher", "WatcherClosedError", "Writable", "__version__", "backends",

@@ -6,13 +6,13 @@ write into the buffers of its requests. These are steps of a turn, see gaio/engi
 
 from __future__ import annotations
 
-from gaio.connection import NO_MORE
+from gaio.connection import FINISHED, NO_MORE
 from gaio.errors import ConnClosedError, WatcherClosedError
 from gaio.outcome import close_error
 from gaio.platform import _libc
 from gaio.recovery import not_delivered, recover
 from gaio.result import AcceptResult
-from gaio.timers import end_all
+from gaio.timers import end_timers
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -80,6 +80,9 @@ def close(engine: Engine, item: Close, reason: type[GaioError] = ConnClosedError
 def close_idle(engine: Engine) -> None:
     """Close the descriptors of connections that are to be closed and have nothing under way any more."""
     for connection in list(engine.closing):
+        if engine.closing[connection] == FINISHED:
+            close(engine, Close(connection))
+            engine.closing[connection] = 0
         queues = connection.queues()
         for queue in queues:
             if queue.head is None:
@@ -98,6 +101,8 @@ def close_idle(engine: Engine) -> None:
         table = engine.table_of(connection)
         if table.get(connection.key) is connection:
             table.pop(connection.key, None)  # free() was interrupted before it did so, or has done it just now
+        if engine.finishing.get(connection.key) is connection:
+            del engine.finishing[connection.key]
         del engine.closing[connection]
 
 
@@ -143,6 +148,7 @@ def close_everything(engine: Engine, wait: Wait) -> None:
         engine.turn(None, wait)
     engine.connections.clear()
     engine.listeners.clear()
+    engine.finishing.clear()
     engine.forget = None
 
 
@@ -152,7 +158,7 @@ def admit_the_late(engine: Engine) -> None:
         recover(engine)
     engine.interrupted = True
     engine.admit(engine.inbox.copy())
-    end_all(engine)
+    end_timers(engine)
     engine.interrupted = False
 
 
@@ -197,6 +203,7 @@ def abandon(engine: Engine) -> None:
     _libc.close_all(list(fds))
     engine.connections.clear()
     engine.listeners.clear()
+    engine.finishing.clear()
     engine.descriptors.clear()
     engine.timers.clear()
     engine.inbox.clear()

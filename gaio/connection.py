@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _INT_MAX = 0x7FFFFFFF
+FINISHED = -1  # see Engine.closing
 NO_MORE: Any = OpResult()  # as the tail of a queue: it takes no more requests
 
 

@@ -287,7 +287,7 @@ class Delegation:
     def free(self, conn: HasFileno) -> None:
         """See Watcher.free()."""
         self._leader.look_around()
-        connection = self.known(conn)
+        connection = self.known(conn) or self._finishing(conn)
         if connection is None:
             connection = self.one_at_a_time(self._close_undelegated, conn)
             if connection is None:
@@ -299,6 +299,21 @@ class Delegation:
         self._engine.table_of(connection).pop(connection.key, None)
         self.leave_to_collector(conn, connection)
 
+    def is_finishing(self, conn: HasFileno, connection: Connection) -> None:
+        """finish() has been submitted: from now on only free() and unsent() find it."""
+        engine = self._engine
+        engine.finishing[connection.key] = connection
+        engine.connections.pop(connection.key, None)
+        if connection.fd < 0:
+            engine.finishing.pop(connection.key, None)  # another thread has seen to its end meanwhile
+        self.leave_to_collector(conn, connection)
+
+    def _finishing(self, conn: HasFileno) -> Connection | None:
+        connection = self._engine.finishing.get(id(conn))
+        if connection is None or (connection.conn is not conn and connection.conn() is not conn):
+            return None
+        return connection
+
     def stop(self, conn: HasFileno) -> None:
         """See Watcher.read_stop() and accept_stop()."""
         self._leader.look_around()
@@ -308,7 +323,7 @@ class Delegation:
 
     def known_or_freed(self, conn: HasFileno) -> Connection | None:
         """None when it has been freed or closed; `UnsupportedConnError` when it was never delegated here."""
-        connection = self.known(conn)
+        connection = self.known(conn) or self._finishing(conn)
         if connection is None:
             try:
                 _refuse_unknown(conn)

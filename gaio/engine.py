@@ -20,14 +20,15 @@ What keeps a turn safe from KeyboardInterrupt
 from __future__ import annotations
 
 from gaio.closing import CLOSED_BACKEND, Close, Detach, Sends, close, close_idle, detach
-from gaio.connection import NO_MORE, Connection, RequestQueue, reclaim_when_collected
+from gaio.connection import FINISHED, NO_MORE, Connection, RequestQueue, reclaim_when_collected
 from gaio.deadlines import Deadline, Deadlines
 from gaio.errors import DeadlineError
+from gaio.finishing import FinishResult, StopReading, cut_off_reads, drains, end
 from gaio.outcome import BACK_OFF, cancelled, close_error, conclude
 from gaio.platform import CANCELLED, LISTENER
 from gaio.recovery import recover
-from gaio.result import ACCEPT, CONNECT, STOPPED, UNDER_WAY, AcceptResult, OpResult
-from gaio.timers import Cancel, PostResult, TimerResult, arm, disarm, end
+from gaio.result import ACCEPT, CONNECT, FINISH, READ, STOPPED, UNDER_WAY, AcceptResult, OpResult
+from gaio.timers import Cancel, PostResult, TimerResult, arm, disarm, end_timer
 from gaio.writes import finish_joined, join
 
 TYPE_CHECKING = False  # see gaio/types.py
@@ -79,6 +80,7 @@ class Engine:
         # Shared with submitters; a single dictionary or set operation at a time, each atomic in itself.
         self.connections: dict[int, Connection] = {}  # id(conn) -> its connection, while it takes requests
         self.listeners: dict[int, Connection] = {}  # the same for listening sockets, which only accept
+        self.finishing: dict[int, Connection] = {}  # the same for those that finish() was called for, until the end
         self.connecting: set[int] = set()  # tokens of the connections with a connect() under way
         self.descriptors: dict[int, Connection] = {}  # token -> connection, from delegation until it is closed
         # Not shared.
@@ -87,7 +89,7 @@ class Engine:
         self.ready: list[OpResult] = []  # heads of queues, to be started
         self.partial: list[OpResult] = []  # came back with work left, to be started again
         # To be closed when nothing of it is under way -> its number among those that the collector found, 0 if the
-        # caller freed it.
+        # caller freed it, FINISHED when finish() has come to its end, and close() is to be called for it.
         self.closing: dict[Connection, int] = {}
         self.backing_off: dict[OpResult, None] = {}  # accepts that ran out of descriptors
         self.being_closed: list[int] = []  # the number whose closing has begun; empty otherwise
@@ -194,6 +196,8 @@ class Engine:
             arm(self, item)
         elif type(item) is Cancel:
             disarm(self, item.timer)
+        elif type(item) is StopReading:
+            cut_off_reads(self, item.connection)
         elif type(item) is Stop:
             self.stop(item)
         elif type(item) is Sends:
@@ -211,9 +215,10 @@ class Engine:
         for arrival in arrivals:
             request, what = arrival
             operation = request.operation
-            if operation is ACCEPT:
-                self.deliver_accepted(request, arrival)
-                continue
+            if operation is not READ:
+                if operation is ACCEPT:
+                    self.deliver_accepted(request, arrival)
+                continue  # of finish() nobody gets them
             result = OpResult()
             result.operation = operation
             result.conn = request.conn
@@ -279,12 +284,17 @@ class Engine:
                 finish_joined(self, request, queue, request._offset + result)
                 continue
             else:
-                ends = conclude(request, queue, result)
+                if type(request) is FinishResult and drains(self, request):
+                    continue
+                ends = conclude(request, queue, request._result)
                 if not ends:
                     self.partial.append(request)
                     continue
                 if ends is BACK_OFF:
                     self.back_off(request)
+                    continue
+                if type(request) is FinishResult:
+                    end(self, request, queue)
                     continue
                 if request.more:
                     self.reclaim(request.conn, queue.descriptor)
@@ -346,7 +356,7 @@ class Engine:
             if request is None:
                 break
             if type(request) is TimerResult:
-                end(self, request)
+                end_timer(self, request)
                 continue
             if request in self.backing_off:
                 self.cut_off(request, request.error)
@@ -371,7 +381,8 @@ class Engine:
         queue: RequestQueue = item.connection.reads
         before, request = None, queue.head
         while request is not None:
-            if request is item.request or (item.request is None and request.more and request._goal != STOPPED):
+            repeats = request.more and request.operation is not FINISH
+            if request is item.request or (item.request is None and repeats and request._goal != STOPPED):
                 break
             before, request = request, request._next
         if request is None:
@@ -407,7 +418,7 @@ class Engine:
         deadline: Any = request._deadline
         before = before or deadline.before
         request.error = error
-        if request.more:
+        if request.more and request.operation is not FINISH:
             self.reclaim(request.conn, queue.descriptor)
         if request.operation is CONNECT:
             self.connecting.discard(queue.descriptor.token)
@@ -421,6 +432,8 @@ class Engine:
             queue.tail = before
         elif following._deadline is not None:
             following._deadline.before = before
+        if request.operation is FINISH:
+            self.closing.setdefault(request._connection, FINISHED)
         request._queue = request._next = request._memory = None
 
     def cancel_all(self, queue: RequestQueue) -> None:

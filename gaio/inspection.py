@@ -27,7 +27,7 @@ def stats(leader: Leader) -> Stats:
         for queue in connection.queues():
             pending |= _in(queue)
     return Stats(
-        conns=len(engine.connections) + len(engine.listeners),
+        conns=len(engine.connections) + len(engine.listeners) + len(engine.finishing),
         pending=len(pending),
         completions=leader.completions,
         batches=leader.batches,
@@ -44,7 +44,8 @@ def connections(leader: Leader) -> list[ConnectionInfo]:
         queue = item._queue
         if queue is not None:
             submitted.setdefault(queue, []).append(item)
-    found = [*list(engine.connections.values()), *list(engine.listeners.values())]
+    tables = (engine.connections, engine.listeners, engine.finishing)
+    found = [connection for table in tables for connection in list(table.values())]
     return [_info(engine, connection, submitted) for connection in sorted(found, key=lambda known: known.token)]
 
 

@@ -400,8 +400,9 @@ class Leader:
         """See to it that the descriptor turns readable when there is something to do, see Watcher.fileno()."""
         engine = self.engine
         self.needs_wakeup = [True]
-        if engine.ready or engine.backend.arrivals or engine.backend.unfinished() or self.inbox.copy():
-            engine.backend.wake()
+        backend = engine.backend
+        if engine.ready or backend.arrivals or backend.completed or backend.unfinished() or self.inbox.copy():
+            backend.wake()
         engine.interrupted = True  # by heappop(), which runs bytecode: see Deadlines.replace()
         when = engine.deadlines.earliest()
         engine.interrupted = False

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from gaio.connection import NO_MORE, RequestQueue
+from gaio.connection import FINISHED, NO_MORE, RequestQueue
 from gaio.errors import GaioError
 from gaio.outcome import cancelled, close_error
 from gaio.platform import CANCELLED, _libc
-from gaio.result import UNDER_WAY, WRITE, AcceptResult, OpResult
+from gaio.result import FINISH, UNDER_WAY, WRITE, AcceptResult, OpResult
 from gaio.timers import TimerResult
 
 TYPE_CHECKING = False  # see gaio/types.py
@@ -28,6 +28,8 @@ def recover(engine: Engine) -> None:
             engine.deadlines.call_off(request._deadline)
         if type(request) is TimerResult:
             engine.timers.pop(request, None)
+        elif request.operation is FINISH:
+            engine.closing.setdefault(request._connection, FINISHED)
         if request._queue is not None:
             request.more = False  # it is the request itself, and none of its arrivals
     # An error among them is of an accept that is held back; where that was interrupted it is done again.

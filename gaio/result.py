@@ -21,6 +21,7 @@ class Operation(IntEnum):
     ACCEPT = 2
     CONNECT = 3
     SHUTDOWN = 4
+    FINISH = 5
     TIMER = 6
     POST = 7
 
@@ -30,6 +31,7 @@ WRITE: Final = Operation.WRITE
 ACCEPT: Final = Operation.ACCEPT
 CONNECT: Final = Operation.CONNECT
 SHUTDOWN: Final = Operation.SHUTDOWN
+FINISH: Final = Operation.FINISH
 TIMER: Final = Operation.TIMER
 POST: Final = Operation.POST
 
@@ -43,7 +45,7 @@ class OpResult:
     """One finished request. Every submitted request yields exactly one; one that repeats (`read_start()`,
     `accept_start()`) yields one for each arrival, and a last one.
 
-    operation   READ, WRITE, ACCEPT, CONNECT, SHUTDOWN, TIMER or POST
+    operation   READ, WRITE, ACCEPT, CONNECT, SHUTDOWN, FINISH, TIMER or POST
     conn        the object that was submitted, the very same; None of TIMER and POST
     context     what was passed as such
     buffer      READ: the caller's buffer, or a view of what arrived (see `is_swap_buffer`), None where nothing did.

@@ -102,7 +102,7 @@ def disarm(engine: Engine, timer: TimerResult) -> None:
         timer.context = None  # the caller may keep the Timer for long
 
 
-def end(engine: Engine, timer: TimerResult, error: Exception | None = None) -> None:
+def end_timer(engine: Engine, timer: TimerResult, error: Exception | None = None) -> None:
     """It is due, or the watcher is closed: this is its result, unless it has been cancelled."""
     if timer.is_now(_DUE):
         timer.error = error
@@ -110,6 +110,6 @@ def end(engine: Engine, timer: TimerResult, error: Exception | None = None) -> N
     disarm(engine, timer)
 
 
-def end_all(engine: Engine) -> None:
+def end_timers(engine: Engine) -> None:
     for timer in list(engine.timers):
-        end(engine, timer, WatcherClosedError("the watcher was closed"))
+        end_timer(engine, timer, WatcherClosedError("the watcher was closed"))

@@ -19,12 +19,13 @@ from gaio import platform, process
 from gaio.deadlines import Deadline
 from gaio.delegation import CLOSED, Delegation, tell
 from gaio.errors import BackendUnavailableError, InvalidCPUError, WatcherClosedError
+from gaio.finishing import FinishResult, StopReading
 from gaio.leader import FORKING, Leader
 from gaio.memory import COPY_LIMIT, Lent, memory_for_write, pin_for_read
 from gaio.platform import DATAGRAM, SEQPACKET, _libc
 from gaio.platform._affinity import set_thread_affinity
 from gaio.platform._libc import BESIDE_GREENLETS, MAX_RW_COUNT
-from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, UNDER_WAY, WRITE, AcceptResult, Operation, OpResult
+from gaio.result import ACCEPT, CONNECT, FINISH, READ, SHUTDOWN, UNDER_WAY, WRITE, AcceptResult, Operation, OpResult
 from gaio.swap import SwapArena
 from gaio.timers import PostResult, Timer, TimerResult
 from gaio.writes import unsent
@@ -372,6 +373,25 @@ class Watcher:
         connection at all.
         """
         self._delegation.free(conn)
+
+    def finish(self, conn: HasFileno, *, context: Any = None, timeout: float | None = None) -> None:
+        """End a connection in order: what was submitted to be written goes out, then FIN, then what the peer still
+        sends is read and dropped until its end, then the descriptor is closed. That is one FINISH result, and the
+        connection is gone with it, whatever the error.
+
+        So no reset destroys what the peer has not read yet (RFC 9112, section 9.6). Pending reads complete with
+        `ConnClosedError` at once, and every later request for conn is refused with it. `free()` ends it early. What has
+        no FIN, as a pipe or a datagram socket, is closed when all is written.
+
+        `timeout` is in seconds from now on: a peer that has not ended by then is cut off with a `DeadlineError`.
+        Without one it may keep the connection for ever. `context`, threads and errors as in `read()`.
+        """
+        _vet(timeout)
+        connection = self._delegation.connection(conn, FINISH)
+        queue = self._delegation.writes(connection)
+        self._inbox.append(StopReading(connection))
+        self._submit(FinishResult(), FINISH, conn, connection, queue, None, None, 0, context, timeout)
+        self._delegation.is_finishing(conn, connection)
 
     def post(self, context: Any = None) -> None:
         """Hand `context` to the consumer: a POST result, at once and without I/O. It ends a `wait_io()` that waits.

@@ -230,6 +230,10 @@ class AccountedWatcher:
         request = Request(gaio.SHUTDOWN, conn, None, whole=False)
         return self._submit(request, lambda serial: self.watcher.shutdown(conn, context=serial))
 
+    def finish_conn(self, conn: Closable, *, timeout: float | None = None) -> Request:
+        request = Request(gaio.FINISH, conn, None, whole=False)
+        return self._submit(request, lambda serial: self.watcher.finish(conn, context=serial, timeout=timeout))
+
     def post(self) -> Request:
         return self._submit(Request(gaio.POST, None, None, whole=False), self.watcher.post)
 

@@ -136,6 +136,74 @@ def close_with_timers(world: World) -> Iterator[Act]:
     assert all(isinstance(request.error, gaio.WatcherClosedError) for request in requests)
 
 
+# --- finish() ---------------------------------------------------------------------------------------------------
+
+
+@scenario()
+def finish_with_all_that_there_can_be(world: World) -> Iterator[Act]:
+    """Writes before it, reads that end, bytes that are dropped."""
+    conn, peer = world.pairs.unix()
+    reads = [world.watcher.read_start(conn), world.watcher.read(conn), world.watcher.read(conn, timeout=1000)]
+    write = world.watcher.write(conn, b"the end")
+    finish = world.watcher.finish_conn(conn, timeout=1000)
+    peer.send(b"dropped")
+    peer.shutdown(socket.SHUT_WR)
+    yield lambda: world.watcher.finish(finish, write, *reads)
+    world.watcher.finish(finish, write, *reads)
+    assert (finish.error, write.error) == (None, None)
+    assert receive_until_eof(peer) == b"the end"
+
+
+@scenario()
+def finish_waits_and_goes_on(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.tcp()
+    finish = world.watcher.finish_conn(conn, timeout=1000)
+    yield lambda: world.watcher.wait(0)
+    world.watcher.wait(0)
+    assert receive_until_eof(peer) == b""
+    peer.send(b"dropped")
+    peer.close()
+    world.watcher.finish(finish)
+    assert finish.error is None
+    assert world.watcher.watcher.stats().conns == 0
+
+
+@scenario()
+def finish_is_cut_off(world: World) -> Iterator[Act]:
+    """By its time and by free(), before FIN and after it."""
+    (draining, to_draining), (full, _), (freed, _) = world.pairs.tcp(), world.pairs.unix(), world.pairs.unix()
+    first = world.watcher.finish_conn(draining, timeout=0.0)
+    writes = [world.watcher.write(conn, bytes(4 << 20)) for conn in (full, freed)]
+    second, third = world.watcher.finish_conn(full, timeout=0.0), world.watcher.finish_conn(freed)
+    world.watcher.free(freed)
+    yield lambda: world.watcher.finish(first, second, third, *writes)
+    world.watcher.finish(first, second, third, *writes)
+    assert isinstance(first.error, gaio.DeadlineError)
+    assert isinstance(second.error, gaio.DeadlineError)
+    assert isinstance(third.error, gaio.ConnClosedError)
+    assert all(isinstance(write.error, gaio.ConnClosedError) for write in writes)
+    assert world.receive_until_closed(to_draining) == b""
+
+
+@scenario()
+def finish_itself(world: World) -> Iterator[Act]:
+    """The call: it can be made again, and what was taken yields its result."""
+    conn, peer = world.pairs.tcp()
+    write = world.watcher.write(conn, b"x")
+
+    def finish() -> None:
+        with contextlib.suppress(gaio.ConnClosedError):  # it has been finished already
+            world.watcher.finish_conn(conn)
+
+    yield finish
+    finish()
+    peer.close()
+    world.watcher.finish(write)
+    limit = TimeLimit(SECONDS)
+    while world.watcher.watcher.stats().conns:
+        world.watcher.wait(limit.left("the connection to be closed"))
+
+
 # --- reads ----------------------------------------------------------------------------------------------------
 
 

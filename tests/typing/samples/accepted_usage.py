@@ -56,6 +56,8 @@ watcher.write(conn, (b"x", b"y"), timeout=1)
 assert_type(watcher.unsent(conn), int)
 watcher.post()
 watcher.post(any_context := object())
+watcher.finish(conn)
+watcher.finish(conn, context=any_context, timeout=3)
 timer = watcher.after(0.5, context=any_context)
 assert_type(timer, gaio.Timer)
 assert_type(timer.cancel(), bool)
@@ -126,7 +128,7 @@ for backend in gaio.backends():
 assert_type(gaio.__version__, str)
 number: int = gaio.WRITE
 operations: list[gaio.Operation] = [gaio.READ, gaio.WRITE, gaio.ACCEPT, gaio.CONNECT, gaio.SHUTDOWN]
-operations += [gaio.TIMER, gaio.POST]
+operations += [gaio.FINISH, gaio.TIMER, gaio.POST]
 members = [gaio.Operation.ACCEPT, gaio.Operation.CONNECT, gaio.Operation.SHUTDOWN]
 
 # Each error is also the builtin that a caller would expect.

@@ -56,6 +56,7 @@ watcher.write(conn, {b"set"})  # refused
 watcher.write(conn, b"x", 5)  # refused
 watcher.unsent()  # refused
 watcher.unsent(7)  # refused
+watcher.finish(conn, 3)  # refused
 watcher.after("soon")  # refused
 watcher.after(1, 2)  # refused
 watcher.after(1).stop()  # refused
