@@ -78,6 +78,10 @@ def _buffer_size(request: Request) -> int:
     return max(request.size, 1024)
 
 
+def _wsgi_server(variant: str, *extra: str) -> Callable[[Request], list[str]]:
+    return _python_server("wsgi", "--variant", variant, *extra)
+
+
 def _nothing() -> str:
     return ""
 
@@ -145,6 +149,13 @@ def _gaio_contenders(backend: str) -> list[Contender]:
             _gaio_backend(backend),
             _python_server("gaio_nested", "--backend", backend),
             frozenset({"echo"}),
+        ),
+        Contender(
+            f"gaio-wsgi-{backend}",
+            f"examples/wsgi_server.py on gaio {backend}",
+            _gaio_backend(backend),
+            _wsgi_server("gaio", "--backend", backend),
+            frozenset({"wsgi"}),
         ),
         Contender(
             f"gaio-asyncio-{backend}",
@@ -247,6 +258,10 @@ ALL: list[Contender] = [
         _python_server("plain_stdlib", "--variant", "caller"),
         frozenset({"echo"}),
         caller_buffers=True,
+    ),
+    *(
+        Contender(name, title, _package(name), _wsgi_server(name), frozenset({"wsgi"}))
+        for name, title in (("waitress", "waitress"), ("gunicorn", "gunicorn gthread"), ("cheroot", "cheroot"))
     ),
     *_gaio_contenders("epoll"),
     *_gaio_contenders("io_uring"),

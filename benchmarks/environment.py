@@ -16,7 +16,7 @@ from . import places
 from .processes import usable_processors
 
 # The `bench` extra in pyproject.toml names the same.
-PACKAGES = ("uvloop", "gevent", "trio", "uvicorn", "httptools", "matplotlib")
+PACKAGES = ("uvloop", "gevent", "trio", "uvicorn", "httptools", "waitress", "gunicorn", "cheroot", "matplotlib")
 
 
 def enter() -> None:
@@ -66,7 +66,7 @@ def lacking(group: str) -> str:
     """ "" when the loads of this group can be made here, else what for that is not there, and how to get it."""
     if group == "ping":
         return _missing_tool("redis-benchmark", "redis-tools")
-    if group == "http":
+    if group in ("http", "wsgi"):
         return _missing_tool("wrk", "wrk")
     if group in ("uvicorn", "uvicorn-burn"):
         packages = [name for name in ("uvicorn", "httptools") if not importlib.util.find_spec(name)]

@@ -11,6 +11,7 @@ GROUPS = (
     "tls",
     "uvicorn",
     "uvicorn-burn",
+    "wsgi",
     "push",
     "idle",
     "burn",
@@ -37,7 +38,7 @@ class Load:
     @property
     def protocol(self) -> str:
         """What the server is asked to speak."""
-        if self.group in ("push", "ping", "http", "streams", "tls"):
+        if self.group in ("push", "ping", "http", "streams", "tls", "wsgi"):
             return self.group
         return "uvicorn" if self.group.startswith("uvicorn") else "echo"
 
@@ -65,6 +66,7 @@ class Load:
             "tls": f"echo of {_bytes(self.size)} through TLS, {connections}",
             "uvicorn": f"uvicorn hello by wrk, {connections}",
             "uvicorn-burn": f"uvicorn hello by wrk, {connections}, a Python thread computing in the server",
+            "wsgi": f"WSGI hello by wrk, {connections}",
             "push": f"push of one message of {_bytes(self.size)} to each of {connections}",
             "idle": f"echo of {_bytes(self.size)}, {connections} busy among {self.idle:,} idle ones",
             "burn": f"echo of {_bytes(self.size)}, {connections}, a Python thread computing in the server",
@@ -114,6 +116,9 @@ ALL = [
     Load("tls", 64, MIDDLE, placements=("pinned",), quick=False, loops=True),
     Load("uvicorn", 64, quick=False, loops=True),
     Load("uvicorn-burn", 64, placements=("free",), quick=False, loops=True),
+    Load("wsgi", 1, quick=False),
+    Load("wsgi", 8, quick=False),
+    Load("wsgi", 64, quick=False),
     Load("push", 1000, 100),
     Load("idle", 64, SMALL, idle=10_000, quick=False),
     Load("burn", 64, SMALL, loops=True),

@@ -49,6 +49,7 @@ def measure(contender: Contender, load: Load, placement: Placement, timing: Timi
         "tls": echo,
         "uvicorn": http,
         "uvicorn-burn": http,
+        "wsgi": http,
         "push": echo,
         "idle": echo,
         "burn": echo,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 # The echo of a Protocol is `echo`; by StreamReader and StreamWriter it is `streams`, through TLS `tls`. RESP is `ping`.
-PROTOCOLS = ("echo", "ping", "http", "push", "streams", "tls", "uvicorn")
+PROTOCOLS = ("echo", "ping", "http", "push", "streams", "tls", "uvicorn", "wsgi")
 BACKLOG = 4096
 READ_SIZE = 65536  # the most one receive may bring, the same for every contender
 
@@ -78,8 +78,12 @@ def listen() -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", 0))
     listener.listen(BACKLOG)
-    print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
+    announce(listener)
     return listener
+
+
+def announce(listener: socket.socket) -> None:
+    print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
 
 
 def without_delay(connection: socket.socket) -> socket.socket:
