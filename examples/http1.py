@@ -175,19 +175,18 @@ class Parser:
             if more is More.HEAD and data.startswith(b"\r\n", at):
                 self.at = at = at + 2  # before a request; RFC 9112 section 2.2
             found = data.find(end, at + searched)
+            if (found if found >= 0 else len(data)) - at > MAX_HEAD:
+                first_line = data.find(b"\r\n", at, at + MAX_HEAD)
+                long_line = more is More.HEAD and first_line < 0
+                raise Refused("414 URI Too Long" if long_line else "431 Request Header Fields Too Large")
             if found >= 0:
                 self.at = found + len(end)
-                if self.at - at > MAX_HEAD:
-                    raise Refused("431 Request Header Fields Too Large")
                 if self.at == len(data):
                     self.data, self.at = b"", 0
                 return data[at : found + len(end)]
             if _BARE_LF.search(data, at + searched):
                 raise Refused("400 Bad Request")
             searched = max(0, len(data) - at - len(end) + 1)
-            if searched > MAX_HEAD:
-                long_line = data.find(b"\r\n", at) < 0 and more is More.HEAD
-                raise Refused("414 URI Too Long" if long_line else "431 Request Header Fields Too Large")
             yield more
 
     def _body(self, request: Request, max_body: int) -> Generator[More, None, None]:

@@ -2,7 +2,7 @@
 
 All threads are equal. One at a time leads: it is the consumer of a watcher, and makes jobs of what one wait_io()
 returned. Then it lets go of the lead and works on those jobs, one after the other, as a program without threads would.
-So a job that takes little costs no change of threads. A thread for the I/O beside those for the jobs costs two for each.
+So a job that takes little costs no change of threads, where a thread for the I/O beside those for jobs costs two.
 
 What if jobs wait, for a database or another server? A watchdog looks every `TICK` seconds whether somebody has led
 meanwhile. If not, it wakes a thread, which takes the lead and the jobs that are left. Then, for `REMEMBERED` seconds,

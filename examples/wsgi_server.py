@@ -47,7 +47,7 @@ MAX_WAITING = 1 << 18  # bytes that may wait for the end of the request before t
 SMALL = 1 << 16  # bytes of an answer that are copied behind its head
 LINGER = 2.0  # seconds that a client has for ending the connection after us
 
-SAFE = re.compile(r"(?:[\t -~\x80-\xff]+\r\n)+")  # a header with an end of line in it would be two
+SAFE = re.compile(r"(?:[\t -~\x80-\xff]+\r\n)+")  # what the head of an answer may be made of
 NO_LENGTH = ("1", "204")  # a status that begins so has no Content-Length, RFC 9110 section 8.6
 NO_BODY = (*NO_LENGTH, "304")
 HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
@@ -113,7 +113,8 @@ class Answer:
             elif lower in HOP_BY_HOP:
                 raise ValueError(f"{name}: such headers are the server's")
             lines += (name, ": ", value, "\r\n")
-        if SAFE.fullmatch("".join(lines)) is None or not status[:3].isdigit():
+        text = "".join(lines)
+        if SAFE.fullmatch(text) is None or text.count("\n") != lines.count("\r\n") or not status[:3].isdigit():
             raise ValueError(f"not sent, for its status or a header cannot be: {status!r}, {headers!r}")
         if not dated:
             lines.append(self.server.date())
@@ -255,6 +256,9 @@ class Server:
     def send(self, client: Client, data: bytes | list[bytes]) -> None:
         if client.unsent > MAX_UNSENT:
             self.wait_for_room(client)
+        self.write(client, data)
+
+    def write(self, client: Client, data: bytes | list[bytes]) -> None:
         client.written += len(data) if isinstance(data, bytes) else sum(map(len, data))
         self.watcher.write(client.conn, data, context=client)
 
@@ -282,7 +286,7 @@ class Server:
         try:
             step = next(client.parser.steps)
             if step is More.CONTINUE:
-                self.send(client, b"HTTP/1.1 100 Continue\r\n\r\n")
+                self.write(client, b"HTTP/1.1 100 Continue\r\n\r\n")
                 step = next(client.parser.steps)
         except Refused as refused:
             self.refuse(client, str(refused))
@@ -314,7 +318,8 @@ class Server:
         self.watcher.read_start(client.conn, context=client, timeout=timeout)
 
     def refuse(self, client: Client, status: str) -> None:
-        self.send(client, f"HTTP/1.1 {status}\r\n{self.date()}Content-Length: 0\r\nConnection: close\r\n\r\n".encode())
+        head = f"HTTP/1.1 {status}\r\n{self.date()}Content-Length: 0\r\nConnection: close\r\n\r\n"
+        self.write(client, head.encode())
         self.end(client)
 
     def end(self, client: Client) -> None:

@@ -45,6 +45,11 @@ def wrk(server: Server, *options: str) -> str:
     return run("wrk", *options, f"http://{host}:{port}/", package="wrk").decode()
 
 
+def ab(server: Server, *options: str) -> str:
+    host, port = server.address
+    return run("ab", *options, f"http://{host}:{port}/", package="apache2-utils").decode()
+
+
 def redis_cli(server: Server, *command: str) -> str:
     host, port = server.address
     return run("redis-cli", "-h", host, "-p", str(port), *command, package="redis-tools").decode()

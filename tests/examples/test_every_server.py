@@ -20,6 +20,7 @@ SERVERS = ("examples.echo_server", "examples.push_server")
 EVERY_SERVER = (
     *SERVERS,
     "examples.http_server",
+    "examples.wsgi_server",
     "examples.redis_ping",
     "examples.tcp_proxy",
     "examples.chat_server",
@@ -138,6 +139,9 @@ def test_a_backend_that_does_not_exist_is_told(every_server: tuple[str, ...]) ->
         ("examples.push_server", "--interval"),
         ("examples.push_server", "--patience"),
         ("examples.http_server", "--idle"),
+        ("examples.wsgi_server", "--timeout"),
+        ("examples.wsgi_server", "--grace"),
+        ("examples.wsgi_server", "--threads"),
         ("examples.tls_echo", "--patience"),
         ("examples.multicore", "--workers"),
     ],
