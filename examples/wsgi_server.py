@@ -19,6 +19,7 @@ to ask. After `--grace` seconds, or with the second signal, the rest is cut off.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import math
 import re
@@ -70,7 +71,8 @@ class Client:
         self.gone = False
         self.written = self.sent = 0  # bytes, counted by who answers and by who leads
         self.held_up = False  # something waits for `unsent` to go down
-        self.left = 0  # bytes that waited when it was silent for the first time
+        self.timed = False  # a timer is under way that looks whether it does
+        self.left = 0  # bytes that waited when it was silent before
 
     @property
     def unsent(self) -> int:
@@ -282,6 +284,7 @@ class Server:
         """Go on with what has arrived: to the next request, or to where more is needed."""
         if client.unsent > MAX_UNSENT:
             client.held_up = True  # who does not take the answers gets no more of them
+            self.keep_an_eye_on(client)
             return
         try:
             step = next(client.parser.steps)
@@ -317,6 +320,12 @@ class Server:
         client.reading = True
         self.watcher.read_start(client.conn, context=client, timeout=timeout)
 
+    def keep_an_eye_on(self, client: Client) -> None:
+        """While there is no read whose deadline would do so."""
+        if not client.reading and not client.timed:
+            client.timed = True
+            self.watcher.after(self.timeout, context=client)
+
     def refuse(self, client: Client, status: str) -> None:
         head = f"HTTP/1.1 {status}\r\n{self.date()}Content-Length: 0\r\nConnection: close\r\n\r\n"
         self.write(client, head.encode())
@@ -326,10 +335,10 @@ class Server:
         """When all is sent. Until then it has the time for that which every client has."""
         client.ending = True
         client.parser.close()
-        if not client.unsent:
+        if client.unsent:
+            self.keep_an_eye_on(client)
+        else:
             self.finish(client)
-        elif not client.reading and not client.ended:
-            self.read(client, self.timeout)
 
     def finish(self, client: Client) -> None:
         """Closing with bytes unread would reset the connection, and the answer might not arrive."""
@@ -361,6 +370,10 @@ class Server:
                     pass
                 elif result.operation is gaio.READ:
                     self.on_read(client, result)
+                elif result.operation is gaio.TIMER:
+                    client.timed = False
+                    if client.unsent and not client.reading:
+                        self.silent(client)
                 elif result.error is not None or (result.operation is gaio.SHUTDOWN and client.ended):
                     self.drop(client)
                 else:
@@ -413,6 +426,8 @@ class Server:
             before, client.left = client.left, self.watcher.unsent(client.conn)
             if before and client.left >= before:
                 self.drop(client)
+            elif client.held_up or client.ending:
+                self.keep_an_eye_on(client)
             else:
                 self.read(client, self.timeout)
         elif client.is_idle:
@@ -433,7 +448,7 @@ class Server:
         except (OSError, gaio.UnsupportedConnError) as error:
             if conn is not None:
                 conn.close()  # it is gone already, or no descriptor is left to take it over
-            if not self.stopping:
+            if isinstance(error, OSError) and error.errno != errno.ENOTCONN and not self.stopping:
                 print(f"a client was not served: {error}", file=sys.stderr, flush=True)
             return
         self.clients.add(client)
