@@ -224,7 +224,7 @@ def crowded(found: Found) -> Drawing | None:
 
 def independent_clients(found: Found) -> Drawing | None:
     return _bar_picture(
-        found, lambda point: point.group in ("ping", "http"), "requests_per_second", "requests per second"
+        found, lambda point: point.group in ("ping", "http", "wsgi"), "requests_per_second", "requests per second"
     )
 
 

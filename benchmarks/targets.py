@@ -9,6 +9,7 @@ from .summary import Point, Summary
 
 BACKENDS = ("epoll", "io_uring")
 ASYNCIO = "gaio-asyncio-"  # asyncio on gaio
+WSGI = "gaio-wsgi-"  # examples/wsgi_server.py
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,20 @@ def ratios_of_asyncio() -> Iterator[Ratio]:
     yield Ratio(Point("burn", 64, 64, 0, "pinned"), "uvloop", 1.0, ASYNCIO)
 
 
+def ratios_of_wsgi() -> Iterator[Ratio]:
+    for placement in ("pinned", "free"):
+        for connections, wanted in ((1, 1.0), (8, 2.0), (64, 3.0)):
+            for peer in ("waitress", "gunicorn", "cheroot"):
+                yield Ratio(Point("wsgi", connections, 0, 0, placement), peer, wanted, WSGI)
+
+
 def judge(found: dict[Point, Summary]) -> list[Verdict]:
     """A row for each target whose figures are in this run."""
     judges: list[Callable[[dict[Point, Summary]], Verdict | None]] = [ratio.judge for ratio in ratios()]
     judges += [_many_connections, _memory, _flood, _neighbours, _import]
     judges += [ratio.judge for ratio in ratios_of_asyncio()]
     judges += [_memory_of_asyncio]
+    judges += [ratio.judge for ratio in ratios_of_wsgi()]
     return [verdict for one in judges if (verdict := one(found)) is not None]
 
 

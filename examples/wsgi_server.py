@@ -2,8 +2,8 @@
 
     python3 -m examples.wsgi_server module:application --port 8000 --threads 8
 
-Without an application it serves a small one of its own. examples/http1.py reads the requests; keep-alive, pipelining,
-`Expect: 100-continue` and chunks in both directions are served.
+Without an application it serves a small one of its own. It knows keep-alive, pipelining, `Expect: 100-continue` and
+chunks in both directions: examples/http1.py.
 
 The I/O and the application share one pool of threads, see examples/leader_followers.py: an application that answers at
 once costs no change of threads, and one that waits holds nobody up. Whoever ran it writes the answer.
@@ -22,36 +22,28 @@ import argparse
 import errno
 import importlib
 import math
-import re
 import signal
 import socket
 import sys
 import threading
 import traceback
-from email.utils import formatdate
-from time import monotonic, sleep, time
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from time import monotonic, sleep
+from typing import TYPE_CHECKING
 from wsgiref.util import FileWrapper
 
 import gaio
-from examples.http1 import More, Parser, Refused, Request
+from examples.http1 import Answer, More, Parser, Refused, Request, refusal
 from examples.leader_followers import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from _typeshed import OptExcInfo
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 MAX_UNSENT = 1 << 18  # bytes of answers that may wait for one client
 MAX_WAITING = 1 << 18  # bytes that may wait for the end of the request before them
-SMALL = 1 << 16  # bytes of an answer that are copied behind its head
 LINGER = 2.0  # seconds that a client has for ending the connection after us
-
-SAFE = re.compile(r"(?:[\t -~\x80-\xff]+\r\n)+")  # what the head of an answer may be made of
-NO_LENGTH = ("1", "204")  # a status that begins so has no Content-Length, RFC 9110 section 8.6
-NO_BODY = (*NO_LENGTH, "304")
-HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
 
 
 class Client:
@@ -83,108 +75,6 @@ class Client:
         return self.request is None and self.missing is More.HEAD and not self.parser.waiting
 
 
-class Answer:
-    """The answer to one request: start_response() and write() of PEP 3333, and what the application returns."""
-
-    __slots__ = ("chunked", "client", "headers", "keep", "left", "request", "server", "status")
-
-    def __init__(self, server: Server, client: Client, request: Request) -> None:
-        self.server, self.client, self.request = server, client, request
-        self.status = ""
-        self.headers: list[str] = []  # until they are sent
-        self.left: int | None = None  # bytes of the body to come, where that is known
-        self.chunked = False
-        self.keep = request.keep and not server.stopping
-
-    def start(self, status: str, headers: list[tuple[str, str]], exc_info: OptExcInfo | None = None) -> Any:
-        if self.status:
-            if exc_info is None:
-                raise RuntimeError("start_response() has been called before")
-            if not self.headers and exc_info[1] is not None:
-                raise exc_info[1].with_traceback(exc_info[2])
-        lines = ["HTTP/1.1 ", status, "\r\n"]
-        dated, self.left = False, None
-        for name, value in headers:
-            lower = name.lower()
-            if lower == "content-length":
-                self.left = int(value)
-                if status.startswith(NO_LENGTH):
-                    continue
-            elif lower == "date":
-                dated = True
-            elif lower in HOP_BY_HOP:
-                raise ValueError(f"{name}: such headers are the server's")
-            lines += (name, ": ", value, "\r\n")
-        text = "".join(lines)
-        if SAFE.fullmatch(text) is None or text.count("\n") != lines.count("\r\n") or not status[:3].isdigit():
-            raise ValueError(f"not sent, for its status or a header cannot be: {status!r}, {headers!r}")
-        if not dated:
-            lines.append(self.server.date())
-        self.status, self.headers = status, lines
-        return self.write
-
-    def write(self, data: bytes) -> None:
-        if data:
-            self.send(data, None)
-
-    def send(self, data: bytes, whole: int | None) -> None:
-        """A part of the body, behind the head if that is due; `whole`: all the bytes that there will be, if known."""
-        if not isinstance(data, bytes):
-            raise TypeError(f"the body of an answer is made of bytes, not {type(data).__name__}")
-        parts = [] if self.status and not self.headers else [self.head(whole)]
-        if self.request.method == "HEAD" or self.status.startswith(NO_BODY):
-            data = b""
-            self.left = 0
-        elif self.left is not None:
-            self.left -= len(data)
-            if self.left < 0:
-                raise ValueError(f"{-self.left} bytes more than Content-Length says")
-        elif self.chunked and data:
-            parts.append(b"%x\r\n" % len(data))
-        if data:
-            parts.append(data)
-            if self.chunked:
-                parts.append(b"\r\n")
-        if parts:
-            self.server.send(self.client, parts if len(data) > SMALL else b"".join(parts))
-
-    def head(self, whole: int | None) -> bytes:
-        """RFC 9112 section 6.3: where the body ends. And whether the connection goes on."""
-        if not self.status:
-            raise RuntimeError("start_response() has not been called")
-        lines, self.headers = self.headers, []
-        if self.left is None and not self.status.startswith(NO_BODY):
-            if whole is not None:
-                self.left = whole
-                if whole or self.request.method != "HEAD":
-                    lines.append(f"Content-Length: {whole}\r\n")
-            elif self.request.minor:
-                self.chunked = self.request.method != "HEAD"
-                lines.append("Transfer-Encoding: chunked\r\n")
-            else:
-                self.keep = False
-        if not self.keep:
-            lines.append("Connection: close\r\n")
-        elif not self.request.minor:
-            lines.append("Connection: keep-alive\r\n")
-        lines.append("\r\n")
-        return "".join(lines).encode("latin-1")
-
-    def send_all(self, result: Iterable[bytes]) -> None:
-        if isinstance(result, (list, tuple)) and len(result) < 2 and (self.headers or not self.status):
-            data = result[0] if result else b""
-            self.send(data, len(data))
-        else:
-            for data in result:
-                self.write(data)
-            if self.headers or not self.status:
-                self.send(b"", 0)
-            elif self.chunked:
-                self.server.send(self.client, b"0\r\n\r\n")
-        if self.left:
-            raise ValueError(f"{self.left} bytes fewer than Content-Length says")
-
-
 class Server:
     """The threads, and what they share."""
 
@@ -194,7 +84,7 @@ class Server:
         self.application, self.watcher, self.listener = application, watcher, listener
         self.timeout: float = options.timeout
         self.max_body: int = options.max_body
-        host, port = listener.getsockname()
+        host, port = listener.getsockname()[:2]
         self.environ: WSGIEnvironment = {
             "SCRIPT_NAME": "",
             "SERVER_NAME": host,
@@ -210,7 +100,6 @@ class Server:
         }
         self.clients: set[Client] = set()
         self.stopping = False
-        self.dated = (0, "")  # a second, and the header for it
 
         self.threads = Threads[Client](options.threads, self.turn, self.answer)
         watcher.accept_start(listener)
@@ -220,7 +109,7 @@ class Server:
     def answer(self, client: Client) -> None:
         request = client.request
         assert request is not None
-        answer = Answer(self, client, request)
+        answer = Answer(request, request.keep and not self.stopping, partial(self.send, client))
         complete = False
         try:
             result = self.application(request.environ, answer.start)
@@ -244,16 +133,10 @@ class Server:
                 self.advance(client)
             elif complete:
                 self.end(client)
-            elif answer.headers or not answer.status:
-                self.refuse(client, "500 Internal Server Error")
-            else:
+            elif answer.has_begun:
                 self.drop(client)  # the client must not take what it has for the whole
-
-    def date(self) -> str:
-        now = int(time())
-        if self.dated[0] != now:
-            self.dated = (now, f"Date: {formatdate(now, usegmt=True)}\r\n")
-        return self.dated[1]
+            else:
+                self.refuse(client, "500 Internal Server Error")
 
     def send(self, client: Client, data: bytes | list[bytes]) -> None:
         if client.unsent > MAX_UNSENT:
@@ -327,8 +210,7 @@ class Server:
             self.watcher.after(self.timeout, context=client)
 
     def refuse(self, client: Client, status: str) -> None:
-        head = f"HTTP/1.1 {status}\r\n{self.date()}Content-Length: 0\r\nConnection: close\r\n\r\n"
-        self.write(client, head.encode())
+        self.write(client, refusal(status))
         self.end(client)
 
     def end(self, client: Client) -> None:
@@ -402,7 +284,9 @@ class Server:
                 self.read(client, LINGER)
         elif result.error is not None and not client.ended:
             self.drop(client)
-        elif client.request is None and not client.ending:
+        elif client.ending:
+            self.keep_an_eye_on(client)
+        elif client.request is None:
             self.advance(client)
 
     def on_sent(self, client: Client, size: int) -> None:
@@ -441,7 +325,7 @@ class Server:
             if result.error is not None:
                 raise result.error  # EMFILE, say: this client waits in the backlog until others have left
             conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            host, port = conn.getpeername()
+            host, port = conn.getpeername()[:2]
             parser = Parser({**self.environ, "REMOTE_ADDR": host, "REMOTE_PORT": str(port)}, self.max_body)
             client = Client(conn, parser)
             self.watcher.read_start(conn, context=client, timeout=self.timeout)
@@ -464,7 +348,11 @@ class Server:
         self.watcher.free(self.listener)
         for client in list(self.clients):
             with client.lock:
-                if client.is_idle and not client.unsent and not client.gone and not client.ending:
+                if client.gone or client.ending or not client.is_idle:
+                    continue  # it has gone, or will when it has its answer
+                if client.unsent:
+                    self.end(client)
+                else:
                     self.drop(client)
         end = monotonic() + grace
         while self.clients and monotonic() < end:
@@ -475,7 +363,7 @@ def hello(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[b
     """The application that is served when none is named. It says hello; what is sent to it, it sends back."""
     if environ["REQUEST_METHOD"] in ("POST", "PUT"):
         start_response("200 OK", [("Content-Type", "application/octet-stream")])
-        return FileWrapper(environ["wsgi.input"], SMALL)
+        return FileWrapper(environ["wsgi.input"], 1 << 16)
     text = f"hello from gaio, you asked for {environ['PATH_INFO']}\n".encode("latin-1")
     start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(text)))])
     return [text]

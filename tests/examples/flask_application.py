@@ -41,5 +41,5 @@ def elsewhere() -> Redirection:
 
 
 @application.get("/teapot")
-def teapot() -> None:
+def teapot() -> str:
     abort(418)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -140,8 +141,8 @@ def mends(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[b
     start_response("200 OK", [PLAIN])
     try:
         raise RuntimeError("found out in time")
-    except RuntimeError as error:
-        start_response("502 Bad Gateway", [PLAIN], (type(error), error, error.__traceback__))
+    except RuntimeError:
+        start_response("502 Bad Gateway", [PLAIN], sys.exc_info())
     return [b"mended"]
 
 
