@@ -36,7 +36,7 @@ _HEAD = re.compile(rb"(%b) ([!-~]+) HTTP/1\.([0-9])\r\n(%b)\r\n" % (_TOKEN, _FIE
 _OTHER_VERSION = re.compile(rb"[^\r\n]* HTTP/[02-9]\.[0-9]\r\n")
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _HOST = re.compile(r"[A-Za-z0-9\-._~%!$&'()*+;=:\[\]]*")
-_ABSOLUTE = re.compile(r"https?://([^/?#]+)([^#]*)", re.IGNORECASE)
+_ABSOLUTE = re.compile(rf"https?://({_HOST.pattern})((?:[/?].*)?)", re.IGNORECASE)
 _LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[\t -~\x80-\xff]*)?\r\n")
 _TRAILERS = re.compile(rb"%b\r\n" % _FIELDS)
@@ -105,6 +105,9 @@ class Request:
 
     def _find_target(self, target: str) -> None:
         environ = self.environ
+        host = environ.get("HTTP_HOST")
+        if (self.minor if host is None else _HOST.fullmatch(host) is None) or "#" in target:
+            raise Refused("400 Bad Request")
         if target[0] != "/":
             absolute = _ABSOLUTE.fullmatch(target)
             if absolute is not None:
@@ -112,9 +115,6 @@ class Request:
                 target = target if target.startswith("/") else "/" + target
             elif target != "*" or self.method != "OPTIONS":
                 raise Refused("501 Not Implemented" if self.method == "CONNECT" else "400 Bad Request")
-        host = environ.get("HTTP_HOST")
-        if (self.minor if host is None else _HOST.fullmatch(host) is None) or "#" in target:
-            raise Refused("400 Bad Request")
         path, _, environ["QUERY_STRING"] = target.partition("?")
         if "%" in path:
             path = unquote_to_bytes(path).decode("latin-1")
