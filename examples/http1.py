@@ -266,14 +266,14 @@ class Answer:
     `send` takes the parts of it. `keep` is whether the connection goes on behind it.
     """
 
-    __slots__ = ("chunked", "headers", "keep", "left", "request", "send", "status")
+    __slots__ = ("bodiless", "chunked", "headers", "keep", "left", "request", "send", "status")
 
     def __init__(self, request: Request, keep: bool, send: Callable[[bytes | list[bytes]], None]) -> None:
         self.request, self.keep, self.send = request, keep, send
         self.status = ""
         self.headers: list[str] = []  # until they are sent
         self.left: int | None = None  # bytes of the body to come, where that is known
-        self.chunked = False
+        self.chunked = self.bodiless = False
 
     @property
     def has_begun(self) -> bool:
@@ -315,9 +315,8 @@ class Answer:
         if not isinstance(data, bytes):
             raise TypeError(f"the body of an answer is made of bytes, not {type(data).__name__}")
         parts = [] if self.has_begun else [self.head(whole)]
-        if self.request.method == "HEAD" or self.status.startswith(_NO_BODY):
+        if self.bodiless:
             data = b""
-            self.left = 0
         elif self.left is not None:
             self.left -= len(data)
             if self.left < 0:
@@ -336,13 +335,15 @@ class Answer:
         if not self.status:
             raise RuntimeError("start_response() has not been called")
         lines, self.headers = self.headers, []
-        if self.left is None and not self.status.startswith(_NO_BODY):
+        if self.request.method == "HEAD" or self.status.startswith(_NO_BODY):
+            self.bodiless = True
+            self.left = 0
+        elif self.left is None:
             if whole is not None:
                 self.left = whole
-                if whole or self.request.method != "HEAD":
-                    lines.append(f"Content-Length: {whole}\r\n")
+                lines.append(f"Content-Length: {whole}\r\n")
             elif self.request.minor:
-                self.chunked = self.request.method != "HEAD"
+                self.chunked = True
                 lines.append("Transfer-Encoding: chunked\r\n")
             else:
                 self.keep = False
@@ -360,6 +361,8 @@ class Answer:
         else:
             for data in result:
                 self.write(data)
+                if self.bodiless:
+                    break
             if not self.has_begun:
                 self.put(b"", 0)
             elif self.chunked:

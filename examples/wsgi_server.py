@@ -62,8 +62,7 @@ class Client:
         self.finishing = 0.0  # since when it has been sent all of it
         self.gone = False
         self.written = self.sent = 0  # bytes, counted by who answers and by who leads
-        self.held_up = False  # something waits for `unsent` to go down
-        self.timed = False  # a timer is under way that looks whether it does
+        self.timed = False  # a timer is under way, for want of a read with a deadline
         self.left = 0  # bytes that waited when it was silent before
 
     @property
@@ -109,6 +108,9 @@ class Server:
     def answer(self, client: Client) -> None:
         request = client.request
         assert request is not None
+        if client.gone:
+            request.body.close()
+            return
         answer = Answer(request, request.keep and not self.stopping, partial(self.send, client))
         complete = False
         try:
@@ -153,7 +155,6 @@ class Server:
         with client.lock:
             left = 0
             while client.unsent > MAX_UNSENT // 2 and not client.gone:
-                client.held_up = True
                 if not client.room.wait(self.timeout):
                     before, left = left, self.watcher.unsent(client.conn)
                     if before and left >= before:
@@ -165,10 +166,6 @@ class Server:
 
     def advance(self, client: Client) -> None:
         """Go on with what has arrived: to the next request, or to where more is needed."""
-        if client.unsent > MAX_UNSENT:
-            client.held_up = True  # who does not take the answers gets no more of them
-            self.keep_an_eye_on(client)
-            return
         try:
             step = next(client.parser.steps)
             if step is More.CONTINUE:
@@ -204,7 +201,7 @@ class Server:
         self.watcher.read_start(client.conn, context=client, timeout=timeout)
 
     def keep_an_eye_on(self, client: Client) -> None:
-        """While there is no read whose deadline would do so."""
+        """As the deadline of a read does, where there is one."""
         if not client.reading and not client.timed:
             client.timed = True
             self.watcher.after(self.timeout, context=client)
@@ -294,11 +291,8 @@ class Server:
         if client.ending:
             if not client.unsent and not client.finishing:
                 self.finish(client)
-        elif client.held_up and client.unsent <= MAX_UNSENT // 2:
-            client.held_up = False
+        elif client.unsent <= MAX_UNSENT // 2:
             client.room.notify()
-            if client.request is None:
-                self.advance(client)
 
     def silent(self, client: Client) -> None:
         """It has sent nothing for so long."""
@@ -310,7 +304,7 @@ class Server:
             before, client.left = client.left, self.watcher.unsent(client.conn)
             if before and client.left >= before:
                 self.drop(client)
-            elif client.held_up or client.ending:
+            elif client.ending:
                 self.keep_an_eye_on(client)
             else:
                 self.read(client, self.timeout)
