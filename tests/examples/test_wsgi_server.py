@@ -546,7 +546,7 @@ def test_who_takes_nothing_of_an_answer_in_one_piece_is_cut_off(
 ) -> None:
     """A peer that reads nothing cannot see it. The server ends when it has no clients, long before its grace does."""
     options = ("--backend", backend, "--timeout", "0.2", "--grace", "1000")
-    with running(EXAMPLE, VALIDATED, *options) as server, server.client(receive_buffer=4096) as sock:
+    with running(EXAMPLE, APPLICATIONS, *options) as server, server.client(receive_buffer=4096) as sock:
         sock.sendall(get("/at_once?50000000", *last))
         assert receive_exactly(sock, 8) == b"HTTP/1.1"
         if ends:
