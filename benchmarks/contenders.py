@@ -152,7 +152,7 @@ def _gaio_contenders(backend: str) -> list[Contender]:
         ),
         Contender(
             f"gaio-wsgi-{backend}",
-            f"examples/wsgi_server.py on gaio {backend}",
+            f"examples/wsgi_server on gaio {backend}",
             _gaio_backend(backend),
             _wsgi_server("gaio", "--backend", backend),
             frozenset({"wsgi"}),

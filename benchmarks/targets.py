@@ -9,7 +9,7 @@ from .summary import Point, Summary
 
 BACKENDS = ("epoll", "io_uring")
 ASYNCIO = "gaio-asyncio-"  # asyncio on gaio
-WSGI = "gaio-wsgi-"  # examples/wsgi_server.py
+WSGI = "gaio-wsgi-"  # examples/wsgi_server
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A WSGI application that says hello, in `--variant`: examples/wsgi_server.py or one of its peers, each in one process
+"""A WSGI application that says hello, in `--variant`: examples/wsgi_server or one of its peers, each in one process
 with as many threads for the application."""
 
 import argparse
@@ -22,7 +22,7 @@ def hello(_environ: dict[str, Any], start_response: Callable[..., object]) -> It
 
 def gaio_example(backend: str) -> None:
     import gaio
-    from examples.wsgi_server import Server
+    from examples.wsgi_server.server import Server
 
     options = argparse.Namespace(threads=THREADS, timeout=30.0, max_body=1 << 20)
     with gaio.Watcher(backend=cast("gaio.BackendName", backend)) as watcher:

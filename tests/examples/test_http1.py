@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from examples.http1 import More, Parser, Refused, Request
+from examples.wsgi_server.http1 import More, Parser, Refused, Request
 
 CHUNKS = b'5\r\nhello\r\n00A;ext="1"\r\n\r\n\r\nworld!\r\n0\r\nTrailer: x\r\n\r\n'
 REQUESTS = (

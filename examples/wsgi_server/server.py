@@ -1,28 +1,9 @@
-"""WSGI server (PEP 3333): HTTP/1.1 for an application that runs in a pool of threads.
-
-    python3 -m examples.wsgi_server module:application --port 8000 --threads 8
-
-Without an application it serves a small one of its own. It knows keep-alive, pipelining, `Expect: 100-continue` and
-chunks in both directions: examples/http1.py.
-
-The I/O and the application share one pool of threads, see examples/leader_followers.py: an application that answers at
-once costs no change of threads, and one that waits holds nobody up. Whoever ran it writes the answer.
-
-Memory. A body that is large is in a temporary file before the application runs, see http1.py. When a client leaves more
-than `MAX_UNSENT` bytes of its answer untaken, the thread that has more waits. A client is cut off when for `--timeout`
-seconds it neither sends what is missing nor takes what waits for it, or when the head of a request takes it longer.
-
-Ctrl-C or SIGTERM: nobody new is accepted, idle clients are let go of, the others get the answer to what they have begun
-to ask. After `--grace` seconds, or with the second signal, the rest is cut off.
-"""
+"""What becomes of each client: it is read from, its requests are answered, and it is let go of."""
 
 from __future__ import annotations
 
 import argparse
 import errno
-import importlib
-import math
-import signal
 import socket
 import sys
 import threading
@@ -33,13 +14,11 @@ from typing import TYPE_CHECKING
 from wsgiref.util import FileWrapper
 
 import gaio
-from examples.http1 import Answer, More, Parser, Refused, Request, refusal
-from examples.leader_followers import Threads
+from examples.wsgi_server.http1 import Answer, More, Parser, Refused, Request, refusal
+from examples.wsgi_server.leader_followers import Threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
+    from _typeshed.wsgi import WSGIApplication, WSGIEnvironment
 
 MAX_UNSENT = 1 << 18  # bytes of answers that may wait for one client
 MAX_WAITING = 1 << 18  # bytes that may wait for the end of the request before them
@@ -351,64 +330,3 @@ class Server:
         end = monotonic() + grace
         while self.clients and monotonic() < end:
             sleep(0.01)
-
-
-def hello(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-    """The application that is served when none is named. It says hello; what is sent to it, it sends back."""
-    if environ["REQUEST_METHOD"] in ("POST", "PUT"):
-        start_response("200 OK", [("Content-Type", "application/octet-stream")])
-        return FileWrapper(environ["wsgi.input"], 1 << 16)
-    text = f"hello from gaio, you asked for {environ['PATH_INFO']}\n".encode("latin-1")
-    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(text)))])
-    return [text]
-
-
-def load(name: str) -> WSGIApplication:
-    module, _, attribute = name.partition(":")
-    application: WSGIApplication = getattr(importlib.import_module(module), attribute or "application")
-    return application
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python3 -m examples.wsgi_server")
-    parser.add_argument("application", nargs="?", help="module:name, the name is `application` unless told otherwise")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000, help="0 lets the system choose one")
-    parser.add_argument("--backend", choices=("auto", "epoll", "kqueue", "io_uring"))
-    parser.add_argument("--threads", type=int, default=8, help="how many may run the application at a time")
-    parser.add_argument("--timeout", type=float, default=30.0, help="seconds for which a client may hold things up")
-    parser.add_argument("--grace", type=float, default=10.0, help="seconds for what is being served, at the end")
-    parser.add_argument("--max-body", type=int, default=1 << 30, help="bytes of a request")
-    options = parser.parse_args()
-    for name in ("timeout", "grace"):
-        if not 0 <= getattr(options, name) < math.inf:
-            parser.error(f"--{name} must be a number of seconds, 0 or more")
-    if options.threads < 1 or options.max_body < 0:
-        parser.error("--threads must be 1 or more, --max-body 0 or more")
-
-    # Both Ctrl-C and `kill` raise KeyboardInterrupt, also where the shell started this with Ctrl-C ignored.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    try:
-        application = load(options.application) if options.application else hello
-        with (
-            socket.create_server((options.host, options.port), backlog=1024) as listener,
-            gaio.Watcher(backend=options.backend) as watcher,
-        ):
-            print("listening on {}:{}".format(*listener.getsockname()), flush=True)
-            server = Server(application, watcher, listener, options)
-            try:
-                while True:
-                    sleep(1)
-            except KeyboardInterrupt:
-                server.stop(options.grace)
-    except KeyboardInterrupt:
-        pass  # the second one; leaving the `with` has cut everybody off
-    except (ImportError, AttributeError) as error:
-        sys.exit(f"cannot serve: {options.application}: {error}")
-    except (OSError, OverflowError, ValueError) as error:
-        sys.exit(f"cannot serve: {error}")  # the port is taken or none at all, the backend unknown or unavailable
-
-
-if __name__ == "__main__":
-    main()

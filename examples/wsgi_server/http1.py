@@ -1,7 +1,7 @@
 """HTTP/1.1 for a WSGI server: requests out of bytes as they arrive, and answers as bytes (RFC 9110, 9112, PEP 3333).
 
 h11 is the well-kept library for that, and examples/http_server.py stands on it. It takes 28 µs for a small request and
-its answer where this takes 5; that is more than all the rest of a request through examples/wsgi_server.py. So the head
+its answer where this takes 5; that is more than all the rest of a request through this server. So the head
 of a request is matched here by one regular expression. What that does not match is refused, and so is all that two
 servers in a row could understand differently, which is what smuggled requests live on: a bare LF, a folded line, space
 before a colon, more than one Content-Length or Host, a Content-Length beside a Transfer-Encoding, any coding but
