@@ -158,6 +158,13 @@ def _gaio_contenders(backend: str) -> list[Contender]:
             frozenset({"wsgi"}),
         ),
         Contender(
+            f"gaio-tls-{backend}",
+            f"gaio.tls {backend}",
+            _gaio_backend(backend),
+            _python_server("gaio_tls", "--backend", backend),
+            frozenset({"tls"}),
+        ),
+        Contender(
             f"gaio-asyncio-{backend}",
             f"asyncio on gaio {backend}",
             _gaio_backend(backend),

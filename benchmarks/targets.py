@@ -75,6 +75,7 @@ def ratios() -> Iterator[Ratio]:
         yield Ratio(point, "go-gaio", 1.5)
         yield Ratio(point, "plain-stdlib", 1.4)
     yield Ratio(echo(64, "pinned"), "asyncio-buffered", 1.25)
+    yield Ratio(Point("tls", 64, 1024, 0, "pinned"), "asyncio", 1.2, "gaio-tls-")
     yield Ratio(echo(8, "pinned"), "uvloop", 0.9)
     for connections, over_uvloop, over_asyncio in ((1, 0.8, 1.0), (8, 0.9, 2.5), (64, 0.8, 3.5)):
         yield Ratio(echo(connections, "free"), "uvloop", over_uvloop)

@@ -6,11 +6,9 @@ allocations can matter: NOTES.md.
 """
 
 import asyncio
-import ssl
 from collections.abc import Callable, Iterator
 from typing import cast
 
-from .. import places
 from . import common
 
 
@@ -89,13 +87,7 @@ async def serve(options: common.Options) -> None:
         protocol_factory(options),
         sock=common.listen(),
         backlog=common.BACKLOG,
-        ssl=tls() if options.protocol == "tls" else None,
+        ssl=common.tls() if options.protocol == "tls" else None,
     )
     async with server:
         await server.serve_forever()
-
-
-def tls() -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(places.certificate())
-    return context

@@ -8,9 +8,12 @@ import itertools
 import json
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+from .. import places
 
 # The echo of a Protocol is `echo`; by StreamReader and StreamWriter it is `streams`, through TLS `tls`. RESP is `ping`.
 PROTOCOLS = ("echo", "ping", "http", "push", "streams", "tls", "uvicorn", "wsgi")
@@ -84,6 +87,13 @@ def listen() -> socket.socket:
 
 def announce(listener: socket.socket) -> None:
     print(json.dumps({"port": listener.getsockname()[1]}), flush=True)
+
+
+def tls() -> ssl.SSLContext:
+    """What the servers that speak TLS show their clients."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(places.certificate())
+    return context
 
 
 def without_delay(connection: socket.socket) -> socket.socket:
