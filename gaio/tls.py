@@ -5,8 +5,8 @@ Connections for which no TLS was started pass through. tls_session.py has what i
 
 Who does what
     An SSLObject is for one thread at a time: the consumer. A call that submits checks its arguments, puts a request
-    into a queue of the session, and has the consumer look at it, by post() if that may be waiting. So no lock is needed,
-    with an interpreter lock or without, and a signal handler may submit in the middle of anything.
+    into a queue of the session, and has the consumer look at it, by post() if that may be waiting. So no lock is
+    needed, with an interpreter lock or without, and a signal handler may submit in the middle of anything.
     wait_io() decrypts what has come, and encrypts what has been submitted: all of a connection together, but no more
     than is soon on its way. What stands behind that stays as it is, in the caller's memory. Only a small write of the
     consumer itself, with nothing before it, is encrypted at once.
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-    from gaio.types import BackendName, HasFileno
+    from gaio.types import BackendName, HasFileno, Stats
 
 __all__ = ("TLSWatcher",)
 
@@ -52,8 +52,8 @@ class TLSWatcher(Watcher):
     """
 
     __slots__ = (
-        *("_results", "_sessions", "_waiting", "_told", "_batch", "_beneath", "_at", "_expired", "_outside"),
-        *("_is_nested", "_over", "_ending"),
+        *("_results", "_sessions", "_waiting", "_told", "_batch", "_beneath", "_at", "_expired", "_inside"),
+        *("_outside", "_is_nested", "_over", "_ending"),
     )
 
     def __init__(self, *, swap_size: int = 65536, backend: BackendName | None = None) -> None:
@@ -65,6 +65,7 @@ class TLSWatcher(Watcher):
         self._beneath: list[OpResult] = []  # the batch of the watcher beneath
         self._at = 0  # how many of it have been dealt with
         self._expired: list[Request | Session] = []
+        self._inside = 0  # the thread that is in wait_io()
         self._outside = 0  # the consumer, while it is not in wait_io() and sure to call it
         self._is_nested = False
         self._over = False  # wait_io() has said that the watcher is closed
@@ -121,6 +122,8 @@ class TLSWatcher(Watcher):
         _vet(timeout)
         if not isinstance(context, ssl.SSLContext):
             raise TypeError(f"context must be an ssl.SSLContext, not {type(context).__name__}")
+        if context.check_hostname and not server and not hostname:  # wrap_bio() would check no name at all then
+            raise ValueError("check_hostname is on, so server_hostname must be the name of the server")
         if self._session(conn) is not None:
             raise UnsupportedConnError(f"conn speaks TLS already: {conn!r}")
         key, sessions = id(conn), self._sessions
@@ -227,6 +230,12 @@ class TLSWatcher(Watcher):
             return
         self._enqueue(session, session.writes, Request(SHUTDOWN, conn, session, context), None)
 
+    def stats(self) -> Stats:
+        """The same; of TLS `pending` counts the requests that wait here, and what is under way beneath for them."""
+        stats = Watcher.stats(self)
+        waiting = sum(len(session.reads) + len(session.writes) for session in list(self._sessions.values()))
+        return stats._replace(pending=stats.pending + waiting)
+
     def detach(self, conn: HasFileno) -> socket:
         if self._session(conn) is not None:
             raise UnsupportedConnError("conn speaks TLS, which a plain socket could not go on with: free() it")
@@ -252,6 +261,7 @@ class TLSWatcher(Watcher):
         try:
             if timeout is not None:
                 request.timer = Watcher.after(self, timeout, context=request)
+                request.until = monotonic() + timeout
         except WatcherClosedError:
             pass  # closed meanwhile: it is answered with the others
         self._tell(session)
@@ -274,29 +284,39 @@ class TLSWatcher(Watcher):
     # --- harvest ----------------------------------------------------------------------------------------------
 
     def wait_io(self, timeout: float | None = None) -> list[OpResult]:
+        thread = get_ident()
+        if self._inside == thread:
+            raise RuntimeError("wait_io() was called from within another call, by a signal handler or a finalizer")
         begun, left = monotonic(), timeout
-        self._outside = 0
-        self._results.update(dict.fromkeys(self._batch))
-        self._batch = []
-        self._settle()
-        while True:
-            try:
-                self._beneath = Watcher.wait_io(self, 0 if self._results else left)
-            except WatcherClosedError:
-                self._end()
-                if not self._results:
-                    raise
-            nothing_came = not self._beneath
+        try:
+            self._inside = thread
+            self._outside = 0
+            self._results.update(dict.fromkeys(self._batch))
+            self._batch = []
             self._settle()
-            if self._results or nothing_came or left == 0:
-                break
-            if timeout is not None:
-                left = max(0.0, timeout - (monotonic() - begun))
-        batch = self._batch = list(self._results)
-        self._results.clear()
-        self._outside = 0 if self._is_nested else get_ident()
-        self._batch = []  # no signal handler runs between this and the caller, see Watcher.wait_io()
-        return batch
+            while True:
+                try:
+                    self._beneath = Watcher.wait_io(self, 0 if self._results else left)
+                except WatcherClosedError:
+                    self._end()
+                    if not self._results:
+                        raise
+                nothing_came = not self._beneath
+                self._settle()
+                if self._results or nothing_came or left == 0:
+                    break
+                if timeout is not None:
+                    left = max(0.0, timeout - (monotonic() - begun))
+            batch = self._batch = list(self._results)
+            self._results.clear()
+            # No signal handler runs between these stores and the caller: see Watcher.wait_io().
+            self._outside = 0 if self._is_nested else thread
+            self._inside = 0
+            self._batch = []
+            return batch
+        except BaseException:
+            self._inside = 0
+            raise
 
     def fileno(self) -> int:
         self._is_nested = True

@@ -17,6 +17,7 @@ import errno
 import os
 import ssl
 from collections import deque
+from time import monotonic
 
 from gaio.errors import ConnClosedError, DeadlineError, WatcherClosedError
 from gaio.memory import PinnedApart
@@ -47,7 +48,7 @@ class Request(OpResult):
     `_queue` is the session until then. `_offset` counts the bytes that have been encrypted, or filled in.
     """
 
-    __slots__ = ("session", "timer", "idle")
+    __slots__ = ("session", "timer", "until", "idle")
 
     def __init__(
         self, operation: Operation, conn: Any, session: Session, context: Any,
@@ -64,7 +65,8 @@ class Request(OpResult):
         self._queue = self.session = session
         self._memory = memory
         self._length = length
-        self.timer: Timer | None = None
+        self.timer: Timer | None = None  # that ends it
+        self.until: float | None = None  # not before that
         self.idle: float | None = None  # of read_start(): its timeout
 
     def expired(self) -> None:
@@ -157,17 +159,16 @@ class Session:
 
     def read_ended(self, error: Exception | None) -> None:
         """By read_stop(), a timeout, at the end of the stream, or by an error."""
-        reads = self.reads
         if error is None or isinstance(error, DeadlineError):
-            if reads and (error is not None or reads[0]._goal == STOPPED):
-                self.finish(reads[0], error)
+            if self.stream is not None:  # else the timer of that request tells
+                self.finish(self.stream, error)
         elif self.cannot_read is None and isinstance(error, EOFError):
             self.incoming.write_eof()
             if self.greeted:
                 self.plain = memoryview(bytes(self.plain) + self.decrypt(RECORD + 1))
         else:
             self.cannot_read = self.cannot_read or error
-            self.failure = None if self.greeted else error
+            self.failure = self.failure or (None if self.greeted else error)
 
     def decrypt(self, size: int) -> bytes:
         """All that has come. One record that is shorter than `size`, as a rule: it is faster where that is known."""
@@ -195,6 +196,7 @@ class Session:
         error = result.error
         if error is not None:
             self.cannot_write = self.cannot_write or error
+            self.failure = self.failure or (None if self.greeted else error)
         self.flights.pop(flight, None)
         if self.writes or self.failure is not None:
             self.look_at(self)
@@ -227,7 +229,7 @@ class Session:
         try:
             if self.freed:
                 raise ConnClosedError("free() was called for this connection")
-            if not self.greeted and self.cannot_write is None:
+            if not self.greeted:
                 self.shake_hands(watcher, conn)
             if self.greeted or self.cannot_write is not None:
                 self.write(watcher, conn)
@@ -400,13 +402,19 @@ class Session:
                 Watcher.read_stop(watcher, conn)
         elif self.reading != NOT or self.failure is not None:
             pass
-        elif self.greeted and self.reads and self.reads[0].more:
+        elif not self.greeted:
+            self.reading = ONCE
+            Watcher.read(watcher, conn, context=self)
+        elif self.reads and self.reads[0].more:
             self.reading = AGAIN
             self.stream = self.reads[0]
             Watcher.read_start(watcher, conn, context=self, timeout=self.stream.idle)
-        elif self.reads or not self.greeted:
+        elif self.reads:
             self.reading = ONCE
-            Watcher.read(watcher, conn, context=self)
+            until = self.reads[0].until
+            Watcher.read(
+                watcher, conn, context=self, timeout=None if until is None else max(0.0, until - monotonic())
+            )
 
     # --- results ----------------------------------------------------------------------------------------------
 
