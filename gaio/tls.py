@@ -129,7 +129,10 @@ class TLSWatcher(Watcher):
         key, sessions = id(conn), self._sessions
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = context.wrap_bio(incoming, outgoing, server_side=server, server_hostname=hostname)
-        conn_or_none = weakref.ref(conn, lambda _: sessions.pop(key, None))
+        try:
+            conn_or_none = weakref.ref(conn, lambda _: sessions.pop(key, None))
+        except TypeError:
+            raise UnsupportedConnError(f"conn must be a connection such as a socket, not {conn!r}") from None
         session = Session(conn_or_none, self._results, self._waiting.append, incoming, outgoing, tls)
         sessions[key] = session
         try:
