@@ -62,7 +62,7 @@ class TLSWatcher(Watcher):
         self._waiting: list[Session] = []  # they may be able to go on; appended to by any thread
         self._told = False  # the consumer will look at that without being told again
         self._batch: list[OpResult] = []  # on its way to the caller
-        self._beneath: list[OpResult] = []  # the batch of the watcher beneath
+        self._beneath: list[list[OpResult]] = []  # the batch of the watcher beneath, if there is one
         self._at = 0  # how many of it have been dealt with
         self._expired: list[Request | Session] = []
         self._inside = 0  # the thread that is in wait_io()
@@ -298,13 +298,8 @@ class TLSWatcher(Watcher):
             self._batch = []
             self._settle()
             while True:
-                try:
-                    self._beneath = Watcher.wait_io(self, 0 if self._results else left)
-                except WatcherClosedError:
-                    self._end()
-                    if not self._results:
-                        raise
-                nothing_came = not self._beneath
+                self._wait_beneath(0 if self._results else left)
+                nothing_came = not any(self._beneath)
                 self._settle()
                 if self._results or nothing_came or left == 0:
                     break
@@ -321,6 +316,16 @@ class TLSWatcher(Watcher):
             self._inside = 0
             raise
 
+    def _wait_beneath(self, timeout: float | None) -> None:
+        """Fetch a batch: by C code, so that no interruption can lose it."""
+        self._at = 0
+        try:
+            self._beneath.extend(map(Watcher.wait_io, (self,), (timeout,)))
+        except WatcherClosedError:
+            self._end()
+            if not self._results:
+                raise
+
     def fileno(self) -> int:
         self._is_nested = True
         self._outside = 0
@@ -328,7 +333,7 @@ class TLSWatcher(Watcher):
 
     def _settle(self) -> None:
         """Deal with what is there: a batch, or the rest of one; then deadlines; then who may be able to go on."""
-        batch = self._beneath
+        batch = self._beneath[0] if self._beneath else []
         while self._at < len(batch):
             result = batch[self._at]
             mine = result.context
@@ -345,8 +350,7 @@ class TLSWatcher(Watcher):
             elif mine is not DONE:
                 self._results[result] = None
             self._at += 1
-        self._beneath = []
-        self._at = 0
+        self._beneath.clear()
         while self._waiting or self._expired:
             for late in self._expired.copy():
                 late.expired()

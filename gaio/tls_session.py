@@ -98,8 +98,8 @@ class Session:
     """
 
     __slots__ = (
-        *("conn", "results", "look_at", "tls", "incoming", "outgoing", "reads", "writes", "plain", "flights", "timer"),
-        *("reading", "stream", "greeted", "busy", "freed", "stopping", "has_ended", "failure"),
+        *("conn", "results", "look_at", "tls", "incoming", "outgoing", "reads", "writes", "plain", "flights"),
+        *("reached", "timer", "reading", "stream", "greeted", "busy", "freed", "stopping", "has_ended", "failure"),
         *("cannot_read", "cannot_write"),
     )
 
@@ -115,6 +115,7 @@ class Session:
         self.writes: deque[Request] = deque()  # of WRITE, CONNECT and SHUTDOWN
         self.plain = memoryview(b"")  # what came while nobody read
         self.flights: dict[Flight, None] = {}
+        self.reached: dict[Request, int] = {}  # of the next flight
         self.timer: Timer | None = None  # of the handshake
         self.reading = NOT
         self.stream: Request | None = None  # the head of `reads`, when each arrival is for that
@@ -256,13 +257,13 @@ class Session:
                 if self.timer is not None:
                     self.timer.cancel()
                 self.plain = memoryview(self.decrypt(RECORD + 1))  # what came right behind it
-            self.send(watcher, conn, {})
+            self.send(watcher, conn)
         if self.failure is not None and not self.flights:
             self.fail(self.failure)
 
     def write(self, watcher: Watcher, conn: Any) -> None:
         """Encrypt what has been submitted, as long as it is soon on its way."""
-        writes, reached = self.writes, dict[Request, int]()
+        writes = self.writes
         while writes and (len(self.flights) < FLIGHTS or self.cannot_write is not None):
             request = writes[0]
             if self.cannot_write is not None:
@@ -271,22 +272,20 @@ class Session:
                 pass  # it has timed out
             elif request.operation is SHUTDOWN:
                 self.say_end()
-                self.send(watcher, conn, reached)
-                reached = {}
+                self.send(watcher, conn)
                 Watcher.shutdown(watcher, conn, context=request)
             elif request.operation is WRITE and not self.encrypt(request):
                 if self.cannot_write is not None:
                     continue
                 break  # a renegotiation is under way
             else:
-                reached[request] = request._offset
+                self.reached[request] = request._offset
                 if self.outgoing.pending >= FLIGHT:
-                    self.send(watcher, conn, reached)
-                    reached = {}
+                    self.send(watcher, conn)
                 if request._offset < request._length:
                     continue
             writes.popleft()
-        self.send(watcher, conn, reached)
+        self.send(watcher, conn)
 
     def encrypt(self, request: Request) -> bool:
         """A record of it; whether that was possible."""
@@ -344,16 +343,18 @@ class Session:
         except ssl.SSLError:
             pass  # it wants that of the peer as well, or can say nothing any more, which reading will tell
 
-    def send(self, watcher: Watcher, conn: Any, reached: dict[Request, int]) -> None:
+    def send(self, watcher: Watcher, conn: Any) -> None:
         """Have what is encrypted written."""
         data = self.outgoing.read()
         if data:
-            flight = Flight(self, reached)
+            flight = Flight(self, self.reached)
             self.flights[flight] = None
+            self.reached = {}
             Watcher.write(watcher, conn, data, context=flight)
-        else:
-            for request in reached:
+        elif self.reached:
+            for request in self.reached:
                 self.finish(request, None)
+            self.reached = {}
 
     def stop(self, watcher: Watcher, conn: Any) -> None:
         """End what read_stop() was called for."""
@@ -425,8 +426,8 @@ class Session:
         self.stream = None
         if self.timer is not None:
             self.timer.cancel()
-        for flight in list(self.flights):
-            for request in flight.reached:
+        for requests in (*(flight.reached for flight in self.flights), self.reached):
+            for request in requests:
                 self.finish(request, self.cannot_write)
         for queue, why in ((self.writes, self.cannot_write), (self.reads, self.cannot_read)):
             while queue:

@@ -18,6 +18,7 @@ from types import CodeType, FrameType, FunctionType, TracebackType
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 import gaio
+from gaio.tls import TLSWatcher
 
 if TYPE_CHECKING:
     from _typeshed import TraceFunction
@@ -504,7 +505,9 @@ def uninterruptible_stretches(code: CodeType) -> list[list[dis.Instruction]]:
     return stretches
 
 
-HANDING_OVER: Final = (gaio.Watcher.wait_io.__code__, gaio.Watcher.detach.__code__)
+HANDING_OVER: Final = tuple(
+    function.__code__ for function in (gaio.Watcher.wait_io, gaio.Watcher.detach, TLSWatcher.wait_io)
+)
 
 
 def _from_handing_over(entries: list[dis.Instruction]) -> list[dis.Instruction]:

@@ -215,9 +215,14 @@ def test_it_may_begin_later(tls: TLSWatcher, contexts: Contexts, pairs: Pairs) -
     tls.start_server(conn, contexts.server)
     tls.write(conn, b"hello")
     with contexts.client.wrap_socket(peer, server_hostname="localhost", do_handshake_on_connect=False) as client:
-        received = Background(lambda: (client.do_handshake(), receive_exactly(client, 5)))
+
+        def receive() -> bytes:
+            client.do_handshake()
+            return receive_exactly(client, 5)
+
+        received = Background(receive)
         assert results(tls, 1)[0].error is None
-        assert received.result()[1] == b"hello"
+        assert received.result() == b"hello"
 
 
 def test_what_comes_right_behind_it(tls: TLSWatcher, contexts: Contexts, pairs: Pairs) -> None:
