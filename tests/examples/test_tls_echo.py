@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
@@ -115,6 +116,21 @@ def test_silent_clients_are_dropped(backend: Name, certificate: Path) -> None:
     options = ("--backend", backend, "--cert", str(certificate), "--patience", "0.2")
     with running("examples.tls_echo", *options) as server, server.client() as client:
         assert client.recv(1) == b""
+
+
+def test_clients_without_tls_are_served_by_the_same_loop(backend: Name, certificate: Path) -> None:
+    options = ("--backend", backend, "--cert", str(certificate), "--plain-port", "0")
+    with running("examples.tls_echo", *options) as server, tls_client(server, certificate) as client:
+        assert server.process.stdout is not None
+        host, _, port = Background(server.process.stdout.readline).result().strip().rpartition(" ")[2].partition(":")
+        with socket.create_connection((host, int(port)), timeout=LIMIT) as plain:
+            for size in (1, 50_000):
+                for each in (client, plain):
+                    each.sendall(pattern(size))
+                for each in (client, plain):
+                    assert receive_exactly(each, size) == pattern(size)
+            plain.shutdown(socket.SHUT_WR)
+            assert plain.recv(1) == b""
 
 
 def test_without_a_certificate(tmp_path: Path) -> None:

@@ -106,5 +106,5 @@ def play(backend: Name, contexts: Contexts, at: Opcode) -> Strike:
     return strike
 
 
-def test_every_seventh_opcode(backend: Name, contexts: Contexts) -> None:
-    at_opcodes(lambda at: play(backend, contexts, at), step=7, more_than=1000)
+def test_every_third_opcode(backend: Name, contexts: Contexts) -> None:
+    at_opcodes(lambda at: play(backend, contexts, at), step=3, more_than=1000)
