@@ -99,8 +99,8 @@ class Session:
 
     __slots__ = (
         *("conn", "results", "look_at", "tls", "incoming", "outgoing", "reads", "writes", "plain", "flights"),
-        *("reached", "timer", "reading", "stream", "greeted", "busy", "freed", "stopping", "has_ended", "failure"),
-        *("cannot_read", "cannot_write"),
+        *("reached", "timer", "reading", "stream", "greeted", "busy", "freed", "stopping", "stuck", "has_ended"),
+        *("failure", "cannot_read", "cannot_write"),
     )
 
     def __init__(
@@ -123,6 +123,7 @@ class Session:
         self.busy = False  # in the middle of what cannot be done again
         self.freed = False
         self.stopping = False  # a request in `reads` is to end
+        self.stuck = False  # writing must wait for what the peer says in a renegotiation (TLS 1.2)
         self.has_ended = False  # we have said close_notify
         self.failure: Exception | None = None  # of the handshake: it is told when the alert has left
         self.cannot_read: Exception | None = None
@@ -264,20 +265,21 @@ class Session:
     def write(self, watcher: Watcher, conn: Any) -> None:
         """Encrypt what has been submitted, as long as it is soon on its way."""
         writes = self.writes
+        self.stuck = False
         while writes and (len(self.flights) < FLIGHTS or self.cannot_write is not None):
             request = writes[0]
             if self.cannot_write is not None:
                 self.finish(request, self.cannot_write)
             elif request._queue is None:
                 pass  # it has timed out
-            elif request.operation is SHUTDOWN:
-                self.say_end()
+            elif request.operation is SHUTDOWN and self.say_end():
                 self.send(watcher, conn)
                 Watcher.shutdown(watcher, conn, context=request)
-            elif request.operation is WRITE and not self.encrypt(request):
-                if self.cannot_write is not None:
-                    continue
-                break  # a renegotiation is under way
+            elif request.operation is SHUTDOWN or (request.operation is WRITE and not self.encrypt(request)):
+                self.stuck = self.cannot_write is None
+                if self.stuck:
+                    break
+                continue
             else:
                 self.reached[request] = request._offset
                 if self.outgoing.pending >= FLIGHT:
@@ -335,13 +337,15 @@ class Session:
         self.busy = False
         return True
 
-    def say_end(self) -> None:
-        """close_notify."""
-        self.has_ended = True
+    def say_end(self) -> bool:
+        """close_notify; whether it could be said, if ever it can."""
         try:
             self.tls.unwrap()
-        except ssl.SSLError:
-            pass  # it wants that of the peer as well, or can say nothing any more, which reading will tell
+        except ssl.SSLError as error:  # it wants that of the peer as well, or there is no TLS any more
+            if error.reason == "SHUTDOWN_WHILE_IN_INIT":
+                return False
+        self.has_ended = True
+        return True
 
     def send(self, watcher: Watcher, conn: Any) -> None:
         """Have what is encrypted written."""
@@ -410,9 +414,9 @@ class Session:
             self.reading = AGAIN
             self.stream = self.reads[0]
             Watcher.read_start(watcher, conn, context=self, timeout=self.stream.idle)
-        elif self.reads:
+        elif self.reads or (self.stuck and not self.plain):
             self.reading = ONCE
-            until = self.reads[0].until
+            until = self.reads[0].until if self.reads else None
             Watcher.read(
                 watcher, conn, context=self, timeout=None if until is None else max(0.0, until - monotonic())
             )
