@@ -171,8 +171,8 @@ def refuse_tls(conn: Any) -> None:
     ssl = sys.modules.get("ssl")  # not imported for this: without it there is no such socket
     if ssl is not None and isinstance(conn, ssl.SSLSocket):
         raise UnsupportedConnError(
-            "conn is an SSLSocket, whose descriptor carries the bytes as they are on the wire: read and write them "
-            "through an ssl.MemoryBIO instead, as examples/tls_echo.py does"
+            "conn is an SSLSocket, whose descriptor carries the bytes as they are on the wire: submit the plain socket "
+            "to a gaio.tls.TLSWatcher instead, which does the handshake as well"
         )
 
 

@@ -16,6 +16,7 @@ from tests import child
 from tests.backends import Name
 from tests.docs.pages import PAGES, Program, programs
 from tests.environment import ROOT
+from tests.examples.real_clients import need
 from tests.peers import pattern, receive_until_eof, reset
 from tests.server_process import PYTHON, listening
 from tests.waiting import LIMIT, Background
@@ -65,6 +66,8 @@ def code_of(program: Program) -> str:
 @pytest.mark.parametrize("program", [p for p in programs() if not p.is_server], ids=by_name)
 def test_snippets_do_what_they_say(backend: Name, program: Program) -> None:
     """They say so by assert; what they print is for the reader."""
+    if '"openssl"' in program.code:
+        need("openssl", "openssl")
     child.output_of(code_of(program), GAIO_BACKEND=backend)
 
 

@@ -66,7 +66,7 @@ def test_it_holds_the_package_and_the_stubs_and_nothing_else(wheel: Path) -> Non
         names = set(archive.namelist())
     installed = {name for name in names if ".dist-info/" not in name}
     package = {f"gaio/{path.relative_to(ROOT / 'gaio')}" for path in (ROOT / "gaio").rglob("*.py")}
-    stubs = {f"gaio-stubs/{name}" for name in ("__init__.pyi", "asyncio.pyi", "py.typed")}
+    stubs = {f"gaio-stubs/{name}" for name in ("__init__.pyi", "asyncio.pyi", "tls.pyi", "py.typed")}
     assert installed == package | {"gaio/py.typed"} | stubs
     assert any(name.endswith("LICENSE") for name in names)
 

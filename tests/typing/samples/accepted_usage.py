@@ -5,6 +5,7 @@ import asyncio
 import io
 import mmap
 import socket
+import ssl
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from typing_extensions import assert_type
 
 import gaio
 import gaio.asyncio
+import gaio.tls
 
 conn = socket.create_connection(("127.0.0.1", 7))
 pipe = io.FileIO(0)
@@ -158,3 +160,13 @@ assert_type(event_loop.watcher, gaio.Watcher | None)
 as_asyncio_has_it: asyncio.AbstractEventLoop = gaio.asyncio.EventLoop(backend=name)
 assert_type(gaio.asyncio.run(main()), int)
 assert_type(gaio.asyncio.run(main(), debug=True), int)
+
+with gaio.tls.TLSWatcher(swap_size=4096, backend="epoll") as tls:
+    assert_type(tls, gaio.tls.TLSWatcher)
+    as_a_watcher: gaio.Watcher = tls
+    tls.start_server(conn, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), timeout=5)
+    tls.start_client(conn, ssl.create_default_context(), server_hostname="localhost", timeout=None)
+    tls.handshake(conn, context=1, timeout=0.5)
+    tls.write(conn, [b"bytes", bytearray(1)])
+    assert_type(tls.wait_io(), list[gaio.OpResult])
+    assert_type(tls.ssl_object(conn), ssl.SSLObject | None)

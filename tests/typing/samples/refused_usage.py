@@ -1,9 +1,11 @@
 """Wrong use, one mistake a line: a type checker must refuse each line that is marked, and no other."""
 
 import socket
+import ssl
 
 import gaio
 import gaio.asyncio
+import gaio.tls
 
 conn = socket.create_connection(("127.0.0.1", 7))
 
@@ -106,3 +108,11 @@ gaio.asyncio.EventLoop("epoll")  # refused
 gaio.asyncio.new_event_loop().watcher = watcher  # refused
 gaio.asyncio.run(3)  # refused
 gaio.asyncio.nonsense  # refused
+
+gaio.tls.TLSWatcher(65536)  # refused
+tls = gaio.tls.TLSWatcher()
+tls.start_server(conn, "cert.pem")  # refused
+tls.start_client(conn, ssl.create_default_context())  # refused
+tls.start_client(conn, ssl.create_default_context(), server_hostname=b"localhost")  # refused
+tls.ssl_object(conn).version()  # refused
+tls.write(conn, "text")  # refused
