@@ -198,14 +198,14 @@ class TLSWatcher(Watcher):
         context: Any = None,
         timeout: float | None = None,
     ) -> None:
-        session = self._session(conn)
-        if session is None:
+        session = self._sessions.get(id(conn))
+        if session is None or session.conn() is not conn:
             Watcher.write(self, conn, buf, context=context, timeout=timeout)
             return
         if (
-            self._outside == get_ident()
-            and (type(buf) is bytes or type(buf) is memoryview)
+            (type(buf) is memoryview or type(buf) is bytes)
             and timeout is None
+            and self._outside == get_ident()
             and session.write_at_once(self, conn, buf, context)
         ):
             return
@@ -338,14 +338,19 @@ class TLSWatcher(Watcher):
             result = batch[self._at]
             mine = result.context
             kind = type(mine)
-            if kind is Flight:
-                mine.session.landed(mine, result)
-            elif kind is Session and result.operation is READ:
-                mine.arrived(result)
+            if kind is Session:
+                if result.operation is READ:
+                    mine.arrived(result)
+                elif result.operation is WRITE:
+                    mine.written_at_once(result)
+                elif result.error is None:  # TIMER
+                    self._expired.append(mine)
+            elif kind is Flight:
+                mine.session.landed(mine, result.error)
             elif kind is Request and result.operation is SHUTDOWN:
                 mine.session.finish(mine, result.error)
-            elif kind is Session or kind is Request:
-                if result.error is None:  # a TIMER
+            elif kind is Request:
+                if result.error is None:  # TIMER
                     self._expired.append(mine)
             elif mine is not DONE:
                 self._results[result] = None

@@ -75,21 +75,13 @@ class Request(OpResult):
 
 
 class Flight:
-    """Encrypted bytes that are being written: how far each request comes with them, or the one write they are of."""
+    """Encrypted bytes that are being written, and how far each request comes with them."""
 
-    __slots__ = ("session", "reached", "buffer", "length", "context")
+    __slots__ = ("session", "reached")
 
-    def __init__(
-        self, session: Session, reached: dict[Request, int], buffer: Any = None, length: int = 0, context: Any = None
-    ) -> None:
+    def __init__(self, session: Session, reached: dict[Request, int]) -> None:
         self.session = session
         self.reached = reached
-        self.buffer = buffer
-        self.length = length
-        self.context = context
-
-
-_NOBODY: dict[Request, int] = {}  # of a flight that is of one write
 
 
 class Session:
@@ -99,8 +91,8 @@ class Session:
 
     __slots__ = (
         *("conn", "results", "look_at", "tls", "incoming", "outgoing", "reads", "writes", "plain", "flights"),
-        *("reached", "timer", "reading", "stream", "greeted", "busy", "freed", "stopping", "stuck", "has_ended"),
-        *("failure", "cannot_read", "cannot_write"),
+        *("reached", "at_once", "timer", "reading", "stream", "greeted", "busy", "freed", "stopping", "stuck"),
+        *("has_ended", "failure", "cannot_read", "cannot_write"),
     )
 
     def __init__(
@@ -116,6 +108,7 @@ class Session:
         self.plain = memoryview(b"")  # what came while nobody read
         self.flights: dict[Flight, None] = {}
         self.reached: dict[Request, int] = {}  # of the next flight
+        self.at_once: tuple[Any, int, Any] | None = None  # what write_at_once() has on its way: buffer, length, context
         self.timer: Timer | None = None  # of the handshake
         self.reading = NOT
         self.stream: Request | None = None  # the head of `reads`, when each arrival is for that
@@ -193,21 +186,26 @@ class Session:
                 self.cannot_write = self.cannot_write or error
         return b"".join(parts)
 
-    def landed(self, flight: Flight, result: OpResult) -> None:
+    def written_at_once(self, result: OpResult) -> None:
+        if result.error is not None:
+            self.cannot_write = self.cannot_write or result.error
+        if self.writes:
+            self.look_at(self)
+        if self.at_once is not None:
+            result.buffer, length, context = self.at_once
+            result.size = length if result.error is None else 0
+            result.context = context  # from now on it is the caller's result, also when this is done again
+            self.results[result] = None
+            self.at_once = None
+
+    def landed(self, flight: Flight, error: Exception | None) -> None:
         """A flight has been written, or has failed."""
-        error = result.error
         if error is not None:
             self.cannot_write = self.cannot_write or error
             self.failure = self.failure or (None if self.greeted else error)
         self.flights.pop(flight, None)
         if self.writes or self.failure is not None:
             self.look_at(self)
-        if flight.length:
-            result.buffer = flight.buffer
-            result.size = flight.length if error is None else 0
-            result.context = flight.context
-            self.results[result] = None
-            return
         for request, offset in flight.reached.items():
             if error is None and request._queue is not None:
                 request.size = offset
@@ -311,7 +309,9 @@ class Session:
         """The short way of a small write, when nothing waits; whether it has gone."""
         length = buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)
         if (
-            not (self.greeted and 0 < length <= RECORD and len(self.flights) < FLIGHTS)
+            not (self.greeted and 0 < length <= RECORD)
+            or self.at_once is not None
+            or self.flights
             or self.busy
             or self.writes
             or self.has_ended
@@ -326,12 +326,11 @@ class Session:
         except ssl.SSLError:  # it wants to read, or will say so again
             self.busy = False
             return False
-        flight = Flight(self, _NOBODY, buffer, length, context)
-        self.flights[flight] = None
+        self.at_once = buffer, length, context
         try:
-            Watcher.write(watcher, conn, self.outgoing.read(), context=flight)
+            Watcher.write(watcher, conn, self.outgoing.read(), context=self)
         except (ConnClosedError, WatcherClosedError):
-            del self.flights[flight]
+            self.at_once = None
             self.busy = False
             raise
         self.busy = False

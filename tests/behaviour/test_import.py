@@ -43,6 +43,18 @@ def test_import_does_without_typing() -> None:
     assert child.output_of(code, "-S") == "False Stats True True"
 
 
+def test_import_does_without_ssl() -> None:
+    """Which gaio.tls needs, and takes longer to import than gaio."""
+    code = """
+        import sys
+        import gaio
+        print("ssl" in sys.modules)
+        import gaio.tls
+        print("ssl" in sys.modules)
+    """
+    assert child.output_of(code) == "False\nTrue"
+
+
 def last_line_of(code: str) -> str:
     """What an interpreter that fails says in the end."""
     done = child.run(code)
