@@ -61,7 +61,7 @@ class TLSWatcher(Watcher):
         self._sessions: dict[int, Session] = {}  # id of conn -> session
         self._waiting: list[Session] = []  # they may be able to go on; appended to by any thread
         self._told = False  # the consumer will look at that without being told again
-        self._batch: list[OpResult] = []  # on its way to the caller
+        self._batch: list[OpResult] | None = None  # on its way to the caller
         self._beneath: list[list[OpResult]] = []  # the batch of the watcher beneath, if there is one
         self._at = 0  # how many of it have been dealt with
         self._expired: list[Request | Session] = []
@@ -294,8 +294,9 @@ class TLSWatcher(Watcher):
         try:
             self._inside = thread
             self._outside = 0
-            self._results.update(dict.fromkeys(self._batch))
-            self._batch = []
+            if self._batch is not None:
+                self._results.update(dict.fromkeys(self._batch))
+                self._batch = None
             self._settle()
             while True:
                 self._wait_beneath(0 if self._results else left)
@@ -305,12 +306,13 @@ class TLSWatcher(Watcher):
                     break
                 if timeout is not None:
                     left = max(0.0, timeout - (monotonic() - begun))
+            outside = 0 if self._is_nested else thread
             batch = self._batch = list(self._results)
             self._results.clear()
             # No signal handler runs between these stores and the caller: see Watcher.wait_io().
-            self._outside = 0 if self._is_nested else thread
+            self._outside = outside
             self._inside = 0
-            self._batch = []
+            self._batch = None
             return batch
         except BaseException:
             self._inside = 0
