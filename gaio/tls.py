@@ -374,3 +374,4 @@ class TLSWatcher(Watcher):
             self._over = True
             for session in [*self._sessions.values(), *self._waiting]:
                 session.fail(WatcherClosedError("the watcher was closed"))
+            self._sessions.clear()
