@@ -6,6 +6,8 @@ write into the buffers of its requests. These are steps of a turn, see gaio/engi
 
 from __future__ import annotations
 
+import weakref
+
 from gaio.connection import FINISHED, NO_MORE
 from gaio.errors import ConnClosedError, WatcherClosedError
 from gaio.outcome import close_error
@@ -188,6 +190,10 @@ def abandon(engine: Engine) -> None:
     fds = set(engine.being_closed)
     for connection in engine.descriptors.values():
         fds.update(connection.own_descriptor())
+    for connection in engine.begun.values():
+        conn = connection.conn() if isinstance(connection.conn, weakref.ref) else connection.conn
+        if conn is not None and conn.fileno() == connection.fd:
+            fds.discard(connection.fd)  # it is the caller's still
     fds.update(what for _, what in not_delivered(engine) if isinstance(what, int))
     fds.update(
         request._result
@@ -204,6 +210,7 @@ def abandon(engine: Engine) -> None:
     engine.connections.clear()
     engine.listeners.clear()
     engine.finishing.clear()
+    engine.begun.clear()
     engine.descriptors.clear()
     engine.timers.clear()
     engine.inbox.clear()
@@ -225,6 +232,8 @@ class _ClosedBackend:
 
     def register(self, _: Connection) -> None:
         raise WatcherClosedError("the watcher was closed meanwhile")
+
+    def unregister(self, _: Connection) -> None: ...
 
     def recover(self) -> list[OpResult]:
         return []

@@ -1,7 +1,8 @@
 """One delegated descriptor, its two queues of requests, and who owns what.
 
-Delegation duplicates the caller's descriptor and closes the original: from then on no one but the watcher can
-read, write or close this one, so its number cannot be reused under a pending request.
+Delegation takes the descriptor from the caller's socket, or duplicates that of another object and closes the original:
+from then on no one but the watcher can read, write or close this one, so its number cannot be reused under a pending
+request.
 
 Ownership
     request -> conn, memory      strongly, until its result is delivered
@@ -295,6 +296,15 @@ def flush_now(conn: Any, fd: int) -> None:
 
 def is_write_only(fd: int) -> bool:
     return fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
+
+
+def is_plain_socket(conn: Any) -> bool:
+    """Whether socket.socket.detach() parts it from its descriptor, and no class of the caller's has a say in that."""
+    kind = type(conn)
+    return kind is socket.socket or (
+        isinstance(conn, socket.socket)
+        and all(getattr(kind, name) is getattr(socket.socket, name) for name in ("fileno", "detach", "close"))
+    )
 
 
 def is_socket(fd: int) -> bool:

@@ -1,9 +1,12 @@
 """Taking a descriptor over, handing it back, and reclaiming it when its object is forgotten.
 
-The submitting call delegates: check the object, dup(2), register, enter into the table, close the original. So a wrong
-object or a lack of descriptors is an exception where the caller stands. One delegation at a time; a signal handler may
-submit for the same object in the middle of one: it finds the entry, or makes it, and the call that it interrupted finds
-that one.
+The submitting call delegates, so a wrong object or a lack of descriptors is an exception where the caller stands.
+    a socket        check it, register its descriptor, and then take that from the object and enter it into the table
+    anything else   check it, dup(2), register the duplicate, enter it into the table, close the original
+The first needs no second descriptor: there may be none left, which the last accept has taken. Only socket.socket can be
+parted from its descriptor by C code, so that an interruption cannot lose it; and what another class does in its close()
+is not known. One delegation at a time; a signal handler may submit for the same object in the middle of one: it goes on
+with what has begun, or makes the entry itself, and the call that it interrupted finds that one.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import socket
 import threading
 import weakref
 from functools import partial
@@ -26,16 +30,17 @@ from gaio.connection import (
     descriptor_of,
     family_to_connect,
     flush_now,
+    is_plain_socket,
     is_socket,
     kind_of,
     peer_of,
     reclaim_when_collected,
 )
 from gaio.engine import Stop
-from gaio.errors import ConnClosedError, UnsupportedConnError, WatcherClosedError
+from gaio.errors import ConnClosedError, GaioError, UnsupportedConnError, WatcherClosedError
 from gaio.leader import release_all
 from gaio.memory import SocketAddress
-from gaio.platform import FILE, SELECTOR, _libc, _sockaddr
+from gaio.platform import FILE, LISTENER, SELECTOR, STREAM, _libc, _sockaddr, _sockets
 from gaio.result import CONNECT, READ, Operation
 
 TYPE_CHECKING = False  # see gaio/types.py
@@ -49,6 +54,8 @@ if TYPE_CHECKING:
 
     _Argument = TypeVar("_Argument")
     _Outcome = TypeVar("_Outcome")
+
+_detach: Callable[[Any], int] = socket.SocketType.detach
 
 CLOSED = "the watcher is closed: make a new one to submit more requests"
 
@@ -70,9 +77,7 @@ class Delegation:
     def known(self, conn: HasFileno) -> Connection | None:
         engine = self._engine
         connection = engine.connections.get(id(conn)) or engine.listeners.get(id(conn))
-        if connection is None or (connection.conn is not conn and connection.conn() is not conn):
-            return None
-        return connection
+        return connection if connection is not None and _is_of(connection, conn) else None
 
     def connection(self, conn: HasFileno, operation: Operation, repeats: bool = False) -> Connection:
         """That of an object, for a request of this kind; delegates it if it is not known yet."""
@@ -115,13 +120,7 @@ class Delegation:
         connection = self.known(conn)
         if connection is None:
             try:
-                connection = self._duplicate(conn, operation)
-                if repeats:
-                    # Such a request holds its conn until it ends, see Engine.reclaim(). Until then there need be
-                    # neither a finalizer nor a weak reference, which take a third as much memory as all else.
-                    connection.conn = conn
-                else:
-                    reclaim_when_collected(conn, connection, self._forget)
+                connection = self._delegate(conn, operation, repeats)
             except Exception as error:
                 connection = self.known(conn)
                 if connection is None:
@@ -132,9 +131,8 @@ class Delegation:
         check_kind(connection.kind, operation)
         return connection
 
-    def _duplicate(self, conn: HasFileno, operation: Operation) -> Connection:
-        """Duplicate the caller's descriptor, register the duplicate, close the original."""
-        engine = self._engine
+    def _delegate(self, conn: HasFileno, operation: Operation, repeats: bool) -> Connection:
+        """Check the caller's object, and take its descriptor or a duplicate of it."""
         fd = descriptor_of(conn)
         kind = kind_of(fd, operation)
         check_kind(kind, operation)
@@ -142,26 +140,71 @@ class Delegation:
             check_connected(fd, kind)
         check_file(conn, fd)
         flush_now(conn, fd)
+        if (kind == LISTENER and _sockets.is_tcp(fd)) or (operation is CONNECT and kind == STREAM):
+            _sockets.send_small_ones_at_once(fd)
+        return (self._take_over if is_plain_socket(conn) else self._duplicate)(conn, fd, kind, repeats)
+
+    def _take_over(self, conn: HasFileno, fd: int, kind: int, repeats: bool) -> Connection:
+        """Register the descriptor while it is the object's still, and then take it: what fails has taken nothing."""
+        engine = self._engine
+        connection = engine.begun.get(id(conn))
+        begins = connection is None or not _is_of(connection, conn)  # else this is the handler of a signal, in there
+        if connection is None or begins:
+            connection = Connection(conn, fd, kind, next(self._tokens))
+            connection.peer = peer_of(fd, kind)
+            engine.begun[connection.key] = connection
+        key, token = connection.key, connection.token
+        try:
+            if conn.fileno() != fd:
+                raise _closed_meanwhile(conn)  # or a signal handler has taken it over, before this was in `begun`
+            self._reclaim_later(conn, connection, repeats)
+            # Known before the kernel knows it: an edge may be reported before registration has returned.
+            engine.descriptors[token] = connection
+            self._register(conn, connection, again=not begins)
+            self._forget_stale(conn)
+            os.set_inheritable(fd, False)
+            # By C code, in one step: take it from the object and, if it is what was checked, enter it into the table.
+            enter = engine.table_of(connection).update
+            taken = zip((key,), map({fd: connection}.__getitem__, map(_detach, (conn,))), strict=True)
+            if self._leader.abandoned:
+                raise WatcherClosedError(CLOSED)  # a signal handler has forked, and in the child it stays the object's
+            enter(taken)
+        except BaseException as error:
+            if begins and self.known(conn) is not connection:
+                if engine.descriptors.pop(token, None) is not None:
+                    engine.backend.unregister(connection)  # at once: the number stays the caller's
+                connection.fd = -1  # for a finalizer that an interruption has kept from being known here
+                if connection.finalizer is not None:
+                    connection.finalizer.detach()
+            if isinstance(error, KeyError):
+                raise _closed_meanwhile(conn) from None
+            raise
+        finally:
+            if begins:
+                engine.begun.pop(key, None)
+        conn.close()
+        return connection
+
+    def _duplicate(self, conn: HasFileno, fd: int, kind: int, repeats: bool) -> Connection:
+        """Duplicate the caller's descriptor, register the duplicate, close the original."""
+        engine = self._engine
         duplicates: list[int] = []
-        connection = None
         token = next(self._tokens)
         try:
             # By C code into a list, so that an interruption cannot lose it. os.dup() sets close-on-exec.
             duplicates.extend(map(os.dup, (fd,)))
             if descriptor_of(conn) != fd:  # the duplicate may be of a stranger by now
-                raise ConnClosedError(f"conn was closed and opened again while it was submitted: {conn!r}")
+                raise _closed_meanwhile(conn)
             connection = _connection_for(conn, duplicates[0], kind, token)
             connection.peer = peer_of(duplicates[0], kind)
-            # Known before the kernel knows it: an edge may be reported before registration has returned.
-            engine.descriptors[token] = connection
+            engine.descriptors[token] = connection  # before the kernel knows it, as above
             try:
-                engine.backend.register(connection)
-            except (OSError, WatcherClosedError) as error:
+                self._register(conn, connection)
+            except (OSError, GaioError):
                 engine.descriptors.pop(token, None)
-                if getattr(error, "errno", None) == errno.EPERM:  # of epoll_ctl(2)
-                    raise UnsupportedConnError(f"conn cannot be polled, as regular files cannot: {conn!r}") from error
                 raise
             duplicates.clear()  # it is the connection's now
+            self._reclaim_later(conn, connection, repeats)
             self._forget_stale(conn)
             # From here on a signal handler finds it; before, it may have taken the descriptor over itself.
             known = engine.table_of(connection).setdefault(connection.key, connection)
@@ -177,6 +220,24 @@ class Delegation:
                 _libc.close_all(duplicates)
             raise
         return connection
+
+    def _register(self, conn: HasFileno, connection: Connection, again: bool = False) -> None:
+        try:
+            self._engine.backend.register(connection)
+        except FileExistsError:  # of epoll_ctl(2)
+            if not again:
+                raise
+        except PermissionError as error:  # EPERM of epoll_ctl(2)
+            raise UnsupportedConnError(f"conn cannot be polled, as regular files cannot: {conn!r}") from error
+
+    def _reclaim_later(self, conn: HasFileno, connection: Connection, repeats: bool) -> None:
+        """Have it closed when its object is collected."""
+        if repeats and connection.finalizer is None:
+            # Such a request holds its conn until it ends, see Engine.reclaim(). Until then there need be neither a
+            # finalizer nor a weak reference, which take a third as much memory as all else.
+            connection.conn = conn
+        elif connection.finalizer is None:
+            reclaim_when_collected(conn, connection, self._forget)
 
     def share(self, conn: HasFileno) -> None:
         """Take on what stays open: a stream socket, of which the caller may ask for addresses and set options, or an
@@ -369,6 +430,14 @@ def _refuse_unknown(conn: HasFileno) -> NoReturn:
     """An object has no connection here: raises what there is to say of one that is closed, or was never submitted."""
     descriptor_of(conn)
     raise UnsupportedConnError(f"conn was never submitted to this watcher: {conn!r}")
+
+
+def _is_of(connection: Connection, conn: HasFileno) -> bool:
+    return connection.conn is conn or connection.conn() is conn
+
+
+def _closed_meanwhile(conn: HasFileno) -> ConnClosedError:
+    return ConnClosedError(f"conn was closed, or closed and opened again, while it was submitted: {conn!r}")
 
 
 def tell(leader: Leader, item: Close | Cancel) -> None:

@@ -81,6 +81,7 @@ class Engine:
         self.connections: dict[int, Connection] = {}  # id(conn) -> its connection, while it takes requests
         self.listeners: dict[int, Connection] = {}  # the same for listening sockets, which only accept
         self.finishing: dict[int, Connection] = {}  # the same for those that finish() was called for, until the end
+        self.begun: dict[int, Connection] = {}  # id(conn) -> the same, while its descriptor is being taken from conn
         self.connecting: set[int] = set()  # tokens of the connections with a connect() under way
         self.descriptors: dict[int, Connection] = {}  # token -> connection, from delegation until it is closed
         # Not shared.

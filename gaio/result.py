@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from gaio.platform import _libc
+from gaio.platform import _libc, _sockaddr
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -98,6 +98,11 @@ class OpResult:
         """
         return None
 
+    @property
+    def address(self) -> Any:
+        """Of an ACCEPT that succeeded: who was accepted, as the socket module writes addresses. Else None."""
+        return None
+
     def __repr__(self) -> str:
         state = "pending" if self._queue is not None else repr(self.error) if self.error else "ok"
         if self._connection is None:  # TIMER and POST
@@ -109,9 +114,10 @@ class OpResult:
 class AcceptResult(OpResult):
     """The result of an ACCEPT: it owns the new connection until the caller takes it, and closes it otherwise."""
 
-    __slots__ = ("_accepted",)
+    __slots__ = ("_accepted", "_address")
 
     def __init__(self) -> None:
+        self._address: Any = None  # once it is known
         self._accepted: list[Any] = []  # empty, or the owner of the descriptor, and then the socket made of it
 
     def own(self, fd: int) -> None:
@@ -135,6 +141,22 @@ class AcceptResult(OpResult):
         if len(owned) == 1:
             owned.append(_libc.blank_socket())  # kept before it owns anything: an interruption cannot lose it
         if owned[0] is not None:
+            self._address = self.address  # now, for who delegates the socket cannot ask it any more
             _libc.take_over(owned[1], owned[0])
             owned[0] = None
         return owned[1]
+
+    @property
+    def address(self) -> Any:
+        """Who was accepted, as the socket module writes addresses.
+
+        `(host, port)` for IPv4, `(host, port, flow information, scope)` for IPv6, a path for Unix sockets, which is
+        empty where the peer's has no name, and bytes where it is an abstract one, unix(7). None where the system does
+        not tell: that of a peer that has reset the connection, but for Linux.
+
+        It is asked for when you ask, or with `accepted`, and kept: you may ask after the first request, too.
+        """
+        owned = self._accepted
+        if self._address is None and owned and owned[0] is not None:
+            self._address = _sockaddr.of_peer(owned[0])
+        return self._address

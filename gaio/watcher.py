@@ -144,8 +144,8 @@ class Watcher:
 
         Raises `UnsupportedConnError`, `WatcherClosedError`, `EmptyBufferError`, `TypeError`, `BufferError` or (a
         timeout below 0 or without end) `ValueError` for wrong arguments, `ConnClosedError` when conn was freed or
-        closed before, and `OSError` when delegation fails (EMFILE). Nothing is submitted then. Everything else, the end
-        of the stream (`EOFError`) included, arrives as `OpResult.error`.
+        closed before, and `OSError` when delegation fails (EMFILE, of what is no socket). Nothing is submitted then.
+        Everything else, the end of the stream (`EOFError`) included, arrives as `OpResult.error`.
         """
         connection = self._connections.get(id(conn))
         if connection is None or (connection.conn is not conn and connection.conn() is not conn):
@@ -282,8 +282,9 @@ class Watcher:
         """Take the next connection from a listening socket, which the first request delegates.
 
         The result's `accepted` is a plain `socket.socket` that is not delegated. It has the timeout that every new
-        socket has (`socket.setdefaulttimeout()`, none by default). Set its options, shake hands, and submit it when it
-        is ready. It is yours to close. A result that is dropped before anybody looked at `accepted` closes it.
+        socket has (`socket.setdefaulttimeout()`, none by default), and TCP_NODELAY where it is one of TCP: that is set
+        on the listener, which passes it on. Set its options, shake hands, and submit it when it is ready. `address`
+        tells who that is. It is yours to close. A result that is dropped before anybody looked at `accepted` closes it.
 
         Accepts of one listener complete in order. When the process has no descriptors left (EMFILE), the error arrives
         after a tenth of a second, so that a loop that accepts again and again does not spin. The connection stays in
@@ -317,7 +318,7 @@ class Watcher:
         connection. When it is refused or unreachable, the error is in the result. The socket may then be connected
         again, though some systems want a fresh one. After a deadline the kernel goes on all the same, and another
         attempt fails with EALREADY: take a fresh socket. When the backlog of a Unix socket is full, io_uring waits for
-        room and the other backends fail with EAGAIN, connect(2).
+        room and the other backends fail with EAGAIN, connect(2). A TCP socket has TCP_NODELAY set.
 
         Raises `UnsupportedConnError` when it is connected or connecting already, `TypeError` or `ValueError` for what
         is no address of its family; otherwise as `read()`.

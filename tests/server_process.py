@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -46,6 +47,13 @@ class Server:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             sock.connect(self.address)
             yield sock
+
+    def complains_before(self, client: socket.socket) -> bool:
+        """Wait for an answer to this client, or for something on standard error."""
+        assert self.process.stderr is not None
+        ready, _, _ = select.select([client.fileno(), self.process.stderr.fileno()], [], [], LIMIT)
+        assert ready, "neither an answer nor a word"
+        return client.fileno() not in ready
 
     def stop(self, by: signal.Signals) -> tuple[int, str]:
         """Send the signal; the exit status, and what stood on standard error."""

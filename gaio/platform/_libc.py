@@ -227,8 +227,9 @@ class SocketOwner(socket.SocketType):
     __del__ = socket.SocketType.close  # instead of the finalizer that warns
 
 
-# As if for AF_UNSPEC. Nobody needs the family here, and asking for it can fail, see below.
-socket_owner_of: Callable[[int], SocketOwner] = partial(SocketOwner, 0, 0, 0)
+# As if for AF_UNIX. Nobody needs the family here, and asking for it can fail, see below. But getpeername() takes room
+# for an address of it: so for the longest. What has come there, CPython tells by the family that it begins with.
+socket_owner_of: Callable[[int], SocketOwner] = partial(SocketOwner, socket.AF_UNIX, 0, 0)
 
 
 # What getsockname(2) and getpeername(2) may say on macOS and the BSDs when the connection has ended. They say EINVAL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -64,6 +65,27 @@ def pack(family: int, address: Any) -> bytes:
     if family == socket.AF_INET:
         return _head(family, 16) + struct.pack("!H4s8x", port, packed)
     return _head(family, 28) + struct.pack("!HI16s", port, flow, packed) + struct.pack("=I", scope)
+
+
+# getsockopt(2) of Linux, <asm-generic/socket.h>: the peer's address, also of a connection that has been reset. When
+# asked for more bytes than the address has it says EINVAL.
+_SO_PEERNAME = 28
+_SIZES = (28, 16)  # struct sockaddr_in6, struct sockaddr_in
+
+
+def of_peer(sock: socket.SocketType) -> Any:
+    """Who is at the other end, as the socket module writes it; None where the system does not tell any more."""
+    try:
+        return sock.getpeername()
+    except OSError:
+        pass  # ENOTCONN or EINVAL: it has been reset; or else the family is one that CPython does not know
+    for size in _SIZES if sys.platform.startswith("linux") else ():
+        try:
+            return unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_PEERNAME, size))
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                break
+    return None
 
 
 def _family(address: bytes) -> int:

@@ -7,6 +7,11 @@ Facts about sockets after the end of their connection
     On NetBSD, OpenBSD and DragonFly, a reset takes the addresses of a TCP socket along, the local one too: from then
     on, getsockname(2) and getpeername(2) fail with EINVAL or with what ended the connection. Linux, FreeBSD and macOS
     keep the local one.
+
+Facts about TCP_NODELAY
+    What is accepted has it where its listener has it, so it takes no call for each client. Linux copies the whole
+    socket, sk_clone(). The others copy the flag, TF_NODELAY: FreeBSD and DragonFly in tcp_syncache.c, macOS, NetBSD and
+    OpenBSD in tcp_input.c. Whether somebody has set it to 0, or nobody has, no system tells.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from gaio.platform import _libc
 _getsockopt = _libc.checked("getsockopt")
 _getsockname = _libc.checked("getsockname")
 _getpeername = _libc.checked("getpeername")
+_setsockopt = _libc.checked("setsockopt")
 
 _SIZE_OF_ADDRESS = 128  # struct sockaddr_storage, <sys/socket.h>
 
@@ -57,6 +63,15 @@ def is_tcp(fd: int) -> bool:
         return option(fd, socket.SO_PROTOCOL) == socket.IPPROTO_TCP
     address = local_address(fd)
     return address is None or address[0] in (socket.AF_INET, socket.AF_INET6)
+
+
+def send_small_ones_at_once(fd: int) -> None:
+    """Set TCP_NODELAY, so that a small write does not wait until the peer has acknowledged the one before, tcp(7)."""
+    yes = ctypes.c_int(1)
+    try:
+        _setsockopt(fd, socket.IPPROTO_TCP, socket.TCP_NODELAY, ctypes.addressof(yes), ctypes.sizeof(yes))
+    except OSError:
+        pass  # whatever it is: all works without it, only later
 
 
 def local_address(fd: int) -> tuple[int, int] | None:

@@ -96,6 +96,8 @@ class OpResult:
     def is_swap_buffer(self) -> bool: ...  # buffer lives in the swap arena: valid until the next wait_io()
     @property
     def accepted(self) -> Any: ...  # ACCEPT: the new non-delegated socket.socket, None when there is an error
+    @property
+    def address(self) -> Any: ...  # ACCEPT: who was accepted, as the socket module writes addresses; else None
 
 # ---- errors: each is also the builtin a caller would expect
 

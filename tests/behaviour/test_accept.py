@@ -65,7 +65,7 @@ def test_the_result_is_a_plain_socket(
     assert not os.get_inheritable(accepted.fileno())
     assert accepted.getpeername() == client.getsockname()
     assert accepted.getsockname() == address
-    accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     accepted.settimeout(LIMIT)
     client.sendall(b"ping")
     assert receive_exactly(accepted, 4) == b"ping"

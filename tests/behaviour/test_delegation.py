@@ -54,16 +54,65 @@ def test_options_survive(watcher: AccountedWatcher, pairs: Pairs) -> None:
         peer.recv(1)
 
 
+class OfAnother(socket.socket):
+    """A socket whose class has a say in its end: so gaio duplicates its descriptor, and has it close the original."""
+
+    def close(self) -> None:
+        super().close()
+
+
+def duplicated(pairs: Pairs) -> tuple[OfAnother, socket.socket]:
+    conn, peer = pairs.tcp()
+    return OfAnother(fileno=conn.detach()), peer
+
+
+def test_a_socket_hands_over_the_descriptor_that_it_has(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """So none but that is needed, and whoever else looks at that number finds the same connection."""
+
+    class MySocket(socket.socket):
+        """Which leaves the end to socket.socket."""
+
+    ends = [pairs.tcp(), pairs.unix(), pairs.udp()]
+    mine, peer = pairs.tcp()
+    ends.append((MySocket(fileno=mine.detach()), peer))
+    for conn, _ in ends:
+        number = conn.fileno()
+        before = os.fstat(number)
+        watcher.read(conn)
+        assert conn.fileno() == -1
+        assert "[closed]" in repr(conn)
+        assert os.path.samestat(before, os.fstat(number))
+
+
+def test_close_of_a_class_of_the_callers_is_called(watcher: AccountedWatcher, pairs: Pairs) -> None:
+    """With the descriptor still open, as it may have something to say."""
+    numbers: list[int] = []
+
+    class SaysSo(socket.socket):
+        def close(self) -> None:
+            numbers.append(self.fileno())
+            super().close()
+
+    sock, peer = pairs.tcp()
+    number = sock.fileno()
+    conn = SaysSo(fileno=sock.detach())
+    watcher.finish(watcher.write(conn, b"x"))
+    assert numbers == [number]
+    assert conn.fileno() == -1
+    assert receive_exactly(peer, 1) == b"x"
+
+
 @pytest.mark.scenario(8)
 def test_no_descriptor_is_inherited_by_a_child_program(watcher: AccountedWatcher, pairs: Pairs) -> None:
-    ends = [pairs.tcp() for _ in range(5)]
     before = leaks.in_use()
-    for conn, _ in ends:
-        conn.set_inheritable(True)  # whatever the original was
+    conns: list[gaio.Conn] = [pairs.tcp()[0], duplicated(pairs)[0], pairs.pipe_to_read()[0]]
+    others = [end.fileno() for end in pairs.sockets()]
+    for conn in conns:
+        os.set_inheritable(conn.fileno(), True)  # whatever the original was
         watcher.read(conn)
-    own = leaks.in_use().descriptors.items() - before.descriptors.items()
-    assert own
-    assert not any(os.get_inheritable(number) for number, _ in own)
+    own = leaks.in_use().descriptors.keys() - before.descriptors.keys() - set(others)
+    assert len(own) >= len(conns)
+    assert not any(os.get_inheritable(number) for number in own)
 
 
 def test_the_descriptors_of_a_watcher_are_not_inherited(make_watcher: MakeWatcher) -> None:
@@ -88,8 +137,8 @@ def test_closing_the_original_afterwards_is_harmless(watcher: AccountedWatcher, 
 
 @pytest.mark.scenario(8, 9)
 def test_the_number_of_the_original_may_be_used_again(watcher: AccountedWatcher, pairs: Pairs) -> None:
-    """Whoever gets that number next is none of the watcher's business."""
-    conn, peer = pairs.tcp()
+    """Where it was duplicated, whoever gets that number next is none of the watcher's business."""
+    conn, peer = duplicated(pairs)
     number = conn.fileno()
     watcher.finish(watcher.write(conn, b"first,"))
     reading, writing = os.pipe()

@@ -91,12 +91,17 @@ def test_a_client_that_breaks_off_takes_nobody_along(backend: Name, server: str)
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_more_clients_than_descriptors(server: str) -> None:
-    """One too many is turned away; the others are served, and when they leave, there is room again."""
+    """One too many waits; the others are served, and when they leave, there is room again."""
     few = ("/bin/sh", "-c", 'ulimit -n 32; exec "$@"', "sh")
     with running(server, under=few) as program:
         with ExitStack() as clients:
             crowd = 0
-            while is_served(clients.enter_context(program.client())):
+            while True:
+                client = clients.enter_context(program.client())
+                client.sendall(b"x")
+                if program.complains_before(client):
+                    break
+                assert client.recv(1)
                 crowd += 1
             assert 16 < crowd < 32
 

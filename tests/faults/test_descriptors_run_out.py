@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 
 import pytest
@@ -11,9 +12,12 @@ from tests import backends, child
 from tests.accounting import MakeWatcher
 from tests.backends import Name
 from tests.faulty_libc import FaultyLibc
+from tests.peers import Pairs
 from tests.waiting import LIMIT
 
 pytestmark = pytest.mark.scenario(3)
+
+EPOLL_CTL_ADD = 1  # <sys/epoll.h>
 
 # In a process of its own, whose limit can be lowered.
 BEGINNING = """
@@ -102,8 +106,7 @@ assert {{offer.name: offer for offer in gaio.backends()}}[{backend!r}].available
     )
 
 
-def test_handing_a_connection_over(backend: Name) -> None:
-    """The submitting call raises; the connection is still the caller's, and can be handed over later."""
+def test_handing_a_socket_over_needs_none(backend: Name) -> None:
     run(
         backend,
         """
@@ -117,12 +120,51 @@ for name, call in calls.items():
     conn, peer = socket.socketpair()
     taken = take_all()
     before = in_use()
+    call(conn)
+    peer.send(b"pong")
+    (result,) = watcher.wait_io(30)
+    assert result.error is None and result.size == 4, result
+    assert in_use() == before
+    watcher.free(conn)
+    watcher.wait_io(0)
+    assert len(before - in_use()) == 1, "it is closed"
+    give_back(taken, len(taken))
+    peer.close()
+watcher.close()
+""",
+    )
+
+
+def test_handing_anything_else_over(backend: Name) -> None:
+    """The submitting call raises; the object is still the caller's, and can be handed over later."""
+    run(
+        backend,
+        """
+class Wrapper:
+    def __init__(self, sock):
+        self.sock = sock
+    def fileno(self):
+        return self.sock.fileno()
+    def close(self):
+        self.sock.close()
+
+watcher = gaio.Watcher(backend={backend!r})
+calls = {{
+    "read": lambda conn: watcher.read(conn),
+    "read_full": lambda conn: watcher.read_full(conn, bytearray(4)),
+    "write": lambda conn: watcher.write(conn, b"ping"),
+}}
+for name, call in calls.items():
+    sock, peer = socket.socketpair()
+    conn = Wrapper(sock)
+    taken = take_all()
+    before = in_use()
     for _ in range(100):
         assert check_refused(call, conn)
     assert not in_use() - before, in_use() - before
     assert watcher.stats().conns == watcher.stats().pending == 0
     peer.send(b"pong")
-    assert conn.recv(4) == b"pong", "it still belongs to the caller"
+    assert sock.recv(4) == b"pong", "it still belongs to the caller"
     give_back(taken, 1)
     peer.send(b"pong")
     call(conn)
@@ -133,6 +175,74 @@ for name, call in calls.items():
     give_back(taken, len(taken))
     peer.close()
 watcher.close()
+""",
+    )
+
+
+@pytest.mark.scenario(3, on="epoll")
+@pytest.mark.parametrize("backend", ["epoll"], indirect=True)
+def test_a_registration_that_fails_takes_nothing(libc: FaultyLibc, make_watcher: MakeWatcher, pairs: Pairs) -> None:
+    """ENOSPC of epoll_ctl(2), max_user_watches: the socket is as it was, and is handed over the next time."""
+    watcher = make_watcher()
+    conn, peer = pairs.tcp()
+    conn.settimeout(LIMIT)
+    number = conn.fileno()
+    libc.fail("epoll_ctl", errno.ENOSPC, times=3, when=lambda _epoll, operation, *_: operation == EPOLL_CTL_ADD)
+    for submit in (watcher.read, watcher.read_start, lambda conn: watcher.write(conn, b"x")):
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            submit(conn)
+    assert (conn.fileno(), conn.gettimeout()) == (number, LIMIT)
+    assert watcher.watcher.stats().conns == 0
+    peer.sendall(b"as it was")
+    assert conn.recv(100) == b"as it was"
+    read = watcher.read(conn)
+    peer.sendall(b"taken over")
+    watcher.finish(read)
+    assert read.data == b"taken over"
+
+
+def test_a_server_serves_all_that_it_could_accept(backend: Name) -> None:
+    """accept_start() takes the very last descriptor, and each of its clients is served all the same."""
+    run(
+        backend,
+        """
+watcher = gaio.Watcher(backend={backend!r})
+listener = socket.create_server(("127.0.0.1", 0), backlog=40)
+address = listener.getsockname()
+watcher.accept_start(listener)
+clients = [socket.socket() for _ in range(30)]
+for client in clients:
+    client.setblocking(False)
+    try:
+        client.connect(address)
+    except BlockingIOError:
+        pass
+served, refused = 0, 0
+known = []
+while not refused or served < len(known):
+    for result in watcher.wait_io(30):
+        if result.operation is gaio.ACCEPT and result.error is None:
+            conn = result.accepted
+            watcher.read_start(conn)
+            known.append(conn)
+            client = next(client for client in clients if client.getsockname() == result.address)
+            client.send(b"hello")
+        elif result.operation is gaio.ACCEPT:
+            assert result.error.errno == errno.EMFILE and result.more, result
+            refused += 1
+        else:
+            assert bytes(result.buffer) == b"hello", result
+            served += 1
+assert check_refused(os.dup, null), "a descriptor was left"
+assert 10 < len(known) < 30, len(known)
+for conn in known:
+    watcher.free(conn)
+left = 30 - len(known)
+while left:
+    left -= sum(result.operation is gaio.ACCEPT and result.error is None for result in watcher.wait_io(30))
+watcher.close()
+for client in clients:
+    client.close()
 """,
     )
 

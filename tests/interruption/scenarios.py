@@ -872,12 +872,7 @@ def delegate_in_a_read(world: World) -> Iterator[Act]:
     conn, peer = world.pairs.tcp()
     requests: list[Request] = []
     peer.send(b"hello")
-
-    def act() -> None:
-        with contextlib.suppress(gaio.ConnClosedError):  # an interruption has closed it
-            requests.append(world.watcher.read(conn))
-
-    yield act
+    yield lambda: requests.append(world.watcher.read(conn))
     _use(world, conn, peer, requests)
 
 
@@ -886,26 +881,71 @@ def delegate_in_a_write(world: World) -> Iterator[Act]:
     conn, peer = world.pairs.tcp()
     requests: list[Request] = []
     peer.send(b"hello")
-
-    def act() -> None:
-        with contextlib.suppress(gaio.ConnClosedError):  # an interruption has closed it
-            requests.append(world.watcher.write(conn, b"welcome"))
-
-    yield act
+    yield lambda: requests.append(world.watcher.write(conn, b"welcome"))
     _use(world, conn, peer, requests)
 
 
-def _use(world: World, conn: socket.socket, peer: socket.socket, requests: list[Request]) -> None:
-    """The connection works, or it is closed and says so; nothing in between."""
+@scenario()
+def delegate_in_a_read_that_repeats(world: World) -> Iterator[Act]:
+    conn, peer = world.pairs.tcp()
+    peer.send(b"hello")
+    yield lambda: world.watcher.read_start(conn)
+    world.watcher.finish(world.watcher.write(conn, b"bye"))
+    assert receive_exactly(peer, 3) == b"bye"
+    world.watcher.free(conn)
+    world.watcher.wait(0)
+
+
+@scenario()
+def delegate_and_drop(world: World) -> Iterator[Act]:
+    """Interrupted or not, it is closed when nobody refers to it."""
+    conn, peer = socket.socketpair()
+    world.pairs.also_close(peer)
+    conns = [conn]
+    del conn
+    yield lambda: world.watcher.watcher._delegation.connection(conns[0], gaio.READ)
+    conns.pop().close()
+    assert world.receive_until_closed(peer) == b""
+
+
+@scenario()
+def duplicate_in_a_read(world: World) -> Iterator[Act]:
+    """It works, or is closed and says so; nothing in between."""
+    sock, peer = world.pairs.tcp()
+    conn = Wrapper(sock)
+    requests: list[Request] = []
+    peer.send(b"hello")
+
+    def act() -> None:
+        with contextlib.suppress(gaio.ConnClosedError):  # an interruption has closed it
+            requests.append(world.watcher.read(conn))
+
+    yield act
     try:
-        read = world.watcher.read(conn)
-        written = world.watcher.write(conn, b"bye")
+        _use(world, conn, peer, requests)
     except gaio.ConnClosedError:
         assert conn.fileno() == -1
         world.watcher.wait(0)
         with contextlib.suppress(ConnectionResetError):
             assert receive_until_eof(peer) == b""
-        return
+
+
+class Wrapper:
+    """No socket, so its descriptor is duplicated."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+def _use(world: World, conn: gaio.Conn, peer: socket.socket, requests: list[Request]) -> None:
+    read = world.watcher.read(conn)
+    written = world.watcher.write(conn, b"bye")
     world.watcher.finish(written)
     world.watcher.free(conn)
     world.watcher.finish(read, *requests)
@@ -998,6 +1038,8 @@ def take_what_was_accepted(world: World) -> Iterator[Act]:
         world.pairs.also_close(client)
         world.watcher.finish(accept)
         yield lambda: accept.accepted
+        assert accept.result is not None
+        assert accept.result.address == client.getsockname()
         with accept.accepted as accepted:
             client.send(b"hello")
             assert accepted.recv(10) == b"hello"

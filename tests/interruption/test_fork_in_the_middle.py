@@ -31,6 +31,7 @@ def prepared():
         watcher.write(conn, b"answer")
         watcher.read(conn)
     watcher.free(ends[2][0])
+    ends.append(socket.socketpair())  # this one is not delegated yet
     return watcher, ends
 
 calls = {{
@@ -38,6 +39,7 @@ calls = {{
     "detach": lambda watcher, ends: watcher.detach(ends[4][0]).close(),
     "fileno": lambda watcher, ends: watcher.fileno(),
     "close": lambda watcher, ends: watcher.close(),
+    "write": lambda watcher, ends: watcher.write(ends[5][0], b"answer"),
 }}
 call = calls[{call!r}]
 forked_at = set()
@@ -97,7 +99,10 @@ print(lines)
 
 
 # How many lines each has at least.
-@pytest.mark.parametrize(("call", "lines"), [("wait_io", 80), ("detach", 40), ("fileno", 40), ("close", 60)])
+LINES = {"wait_io": 80, "detach": 40, "fileno": 40, "close": 60, "write": 60}
+
+
+@pytest.mark.parametrize(("call", "lines"), LINES.items())
 def test_fork_at_every_line(backend: Name, call: str, lines: int) -> None:
     # Python 3.12 and newer warn of fork() in a process with threads, which is just what this is about.
     code = PROGRAM.format(backend=backend, call=call)

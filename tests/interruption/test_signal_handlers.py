@@ -7,6 +7,7 @@ whatever that thread does in gaio just then.
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from functools import partial
 
@@ -30,6 +31,8 @@ INTERRUPTED = {
     "forgotten_connections",
     "delegate_in_a_read",
     "delegate_in_a_write",
+    "delegate_in_a_read_that_repeats",
+    "duplicate_in_a_read",
     "take_the_lead",
     "submit_to_the_thread",
 }
@@ -192,6 +195,44 @@ def _submit_in_a_submission(backend: backends.Name, at: Opcode) -> Strike:
         world.watcher.wait(0)
         sent = b"" if strike.place is None else b"by the handler"
         assert receive_until_eof(peer) == sent, strike.place
+    return strike
+
+
+@pytest.mark.slow
+def test_a_handler_closes_what_is_being_delegated(backend: backends.Name) -> None:
+    """The object itself, and a stranger gets its number: the call says so, or the connection is the watcher's."""
+    at_opcodes(partial(_close_in_a_submission, backend))
+
+
+def _close_in_a_submission(backend: backends.Name, at: Opcode) -> Strike:
+    with World(backend, 4096) as world:
+        conn, peer = world.pairs.unix()
+        strangers: list[socket.socket] = []
+
+        def close() -> None:
+            conn.close()
+            strangers.extend(socket.socketpair())
+
+        strike = Strike(at, close)
+        request = None
+        with strike:
+            try:
+                request = world.watcher.write(conn, b"of the connection")
+            except gaio.ConnClosedError:
+                assert strike.place is not None
+        if request is not None:
+            world.watcher.finish(request)
+            assert peer.recv(100) == b"of the connection", strike.place
+        world.watcher.free(conn)
+        assert world.receive_until_closed(peer) == b""
+        world.pairs.also_close(*strangers)
+        if strangers:
+            stranger, other = strangers
+            read = world.watcher.read(stranger)  # its number is not known to the kernel as that of the other
+            assert world.watcher.wait(0) == []
+            other.send(b"unharmed")
+            world.watcher.finish(read)
+            assert read.data == b"unharmed", strike.place
     return strike
 
 

@@ -144,9 +144,9 @@ class TestEvents:
             import os, socket, stat, threading
             import gaio
             with gaio.Watcher(backend="kqueue") as watcher:
-                conn, peer = socket.socketpair()
                 os.close(0)
-                watcher.read(conn)  # its duplicate gets the lowest number
+                conn, peer = socket.socketpair()  # the first gets the lowest number, and keeps it
+                watcher.read(conn)
                 threading.Timer(0.01, peer.sendall, [b"heard"]).start()
                 print(stat.S_ISSOCK(os.fstat(0).st_mode), [bytes(result.buffer) for result in watcher.wait_io(60)])
                 threading.Timer(0.01, watcher.write, [conn, b"answer"]).start()

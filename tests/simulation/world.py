@@ -34,7 +34,7 @@ class SimulatedDelegation(Delegation):
         super().__init__(leader)
         self.world = world
 
-    def _duplicate(self, conn: Any, _: Operation) -> Connection:
+    def _delegate(self, conn: Any, _: Operation, repeats: bool) -> Connection:
         link: Link = conn.link
         if link.connection is not None:
             raise ConnClosedError("it was given up")
@@ -43,6 +43,7 @@ class SimulatedDelegation(Delegation):
         link.connection = connection = Connection(conn, link.fd, link.kind, next(self._tokens))
         engine.descriptors[connection.token] = connection
         engine.backend.register(connection)
+        self._reclaim_later(conn, connection, repeats)
         engine.table_of(connection)[connection.key] = connection
         return connection
 
