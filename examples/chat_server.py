@@ -52,7 +52,7 @@ class Room:
             self.watcher.read_start(conn, context=client)
         except (OSError, gaio.UnsupportedConnError) as error:
             if result.accepted is not None:
-                conn.close()  # it is gone already, or no descriptor is left to take it over
+                conn.close()  # it is gone already, or the kernel has no room to watch it
             print(f"a client was not served: {error}", file=sys.stderr, flush=True)
             return
         self.clients.add(client)

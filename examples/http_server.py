@@ -110,11 +110,10 @@ def welcome(watcher: gaio.Watcher, result: gaio.OpResult, idle: float) -> None:
     try:
         if result.error is not None:
             raise result.error  # EMFILE, say: this client waits in the backlog until others have left
-        result.accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         watcher.read(result.accepted, context=Client(), timeout=idle)
     except (OSError, gaio.UnsupportedConnError) as error:
         if result.accepted is not None:
-            result.accepted.close()  # it is gone already, or no descriptor is left to take it over
+            result.accepted.close()  # it is gone already, or the kernel has no room to watch it
         print(f"a client was not served: {error}", file=sys.stderr, flush=True)
 
 

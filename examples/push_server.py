@@ -53,7 +53,7 @@ def welcome(watcher: gaio.Watcher, result: gaio.OpResult, clients: set[socket.so
         clients.add(result.accepted)
     except (OSError, gaio.UnsupportedConnError) as error:
         if result.accepted is not None:
-            result.accepted.close()  # it is gone already, or no descriptor is left to take it over
+            result.accepted.close()  # it is gone already, or the kernel has no room to watch it
         print(f"a client was not served: {error}", file=sys.stderr, flush=True)
 
 

@@ -85,13 +85,11 @@ def welcome(watcher: gaio.Watcher, client: socket.socket, family: int, target: o
         complain(error)
         return
     try:
-        for each in (way, way.back):
-            each.source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         watcher.connect(way.sink, target, context=way, timeout=10)
         for each in (way, way.back):
             watcher.read_start(each.source, context=each)
     except (OSError, gaio.UnsupportedConnError) as error:
-        end(watcher, way)  # the client is gone already, or no descriptor is left
+        end(watcher, way)  # the client is gone already, or the kernel has no room to watch it
         complain(error)
 
 

@@ -40,13 +40,12 @@ def welcome(watcher: TLSWatcher, result: gaio.OpResult, patience: float) -> None
     try:
         if result.error is not None:
             raise result.error  # EMFILE, say: this client waits in the backlog until others have left
-        result.accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if result.context is not None:
             watcher.start_server(result.accepted, result.context, timeout=patience)
         watcher.read(result.accepted, timeout=patience)
     except (OSError, gaio.UnsupportedConnError) as error:
         if result.accepted is not None:
-            watcher.free(result.accepted)  # it is gone already, or no descriptor is left to take it over
+            watcher.free(result.accepted)  # it is gone already, or the kernel has no room to watch it
         print(f"a client was not served: {error}", file=sys.stderr, flush=True)
 
 

@@ -97,7 +97,7 @@ def tls() -> ssl.SSLContext:
 
 
 def without_delay(connection: socket.socket) -> socket.socket:
-    """TCP_NODELAY: asyncio, uvloop and trio set it unasked, so the others get it too."""
+    """TCP_NODELAY: asyncio, uvloop, trio and gaio set it unasked, so the others get it too."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 

@@ -20,7 +20,7 @@ async def serve(watcher: gaio.Watcher) -> None:
                 else:
                     watcher.free(result.conn)
             elif result.operation is gaio.ACCEPT and result.accepted is not None:
-                watcher.read_start(common.without_delay(result.accepted))
+                watcher.read_start(result.accepted)
 
     asyncio.get_running_loop().add_reader(watcher.fileno(), harvest)
     watcher.accept_start(common.listen())

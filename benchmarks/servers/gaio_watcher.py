@@ -22,7 +22,7 @@ def echo_repeating(watcher: gaio.Watcher, listener: socket.socket) -> None:
                 else:
                     watcher.free(result.conn)
             elif result.operation is gaio.ACCEPT and result.accepted is not None:
-                watcher.read_start(common.without_delay(result.accepted))
+                watcher.read_start(result.accepted)
 
 
 def answer_repeating(watcher: gaio.Watcher, listener: socket.socket, protocol: str) -> None:
@@ -37,7 +37,7 @@ def answer_repeating(watcher: gaio.Watcher, listener: socket.socket, protocol: s
                     watcher.write(result.conn, reply)
             elif result.operation is gaio.ACCEPT and result.accepted is not None:
                 watcher.read_start(
-                    common.without_delay(result.accepted), context=common.answer_for(protocol)
+                    result.accepted, context=common.answer_for(protocol)
                 )
 
 
@@ -64,7 +64,7 @@ def echo_controlled(watcher: gaio.Watcher, listener: socket.socket) -> None:
             conn, peer = result.conn, result.context
             if result.operation is gaio.ACCEPT:
                 if result.accepted is not None:
-                    watcher.read_start(common.without_delay(result.accepted), context=Peer())
+                    watcher.read_start(result.accepted, context=Peer())
             elif result.operation is gaio.WRITE:
                 # Where a write has failed the read will fail as well, and says so when it is started again.
                 if peer.paused and watcher.unsent(conn) <= LOW:
@@ -102,7 +102,7 @@ def push(watcher: gaio.Watcher, listener: socket.socket, size: int) -> None:
                     for receiver in everybody:
                         watcher.write(receiver, message)
             elif result.operation is gaio.ACCEPT and result.accepted is not None:
-                everybody.add(common.without_delay(result.accepted))
+                everybody.add(result.accepted)
                 watcher.read_start(result.accepted)
 
 

@@ -297,14 +297,13 @@ class Server:
         try:
             if result.error is not None:
                 raise result.error  # EMFILE, say: this client waits in the backlog until others have left
-            conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             host, port = conn.getpeername()[:2]
             parser = Parser({**self.environ, "REMOTE_ADDR": host, "REMOTE_PORT": str(port)}, self.max_body)
             client = Client(conn, parser)
             self.watcher.read_start(conn, context=client, timeout=self.timeout)
         except (OSError, gaio.UnsupportedConnError) as error:
             if conn is not None:
-                conn.close()  # it is gone already, or no descriptor is left to take it over
+                conn.close()  # it is gone already, or the kernel has no room to watch it
             if isinstance(error, OSError) and error.errno != errno.ENOTCONN and not self.stopping:
                 print(f"a client was not served: {error}", file=sys.stderr, flush=True)
             return
