@@ -25,7 +25,7 @@ import weakref
 
 from gaio.errors import ConnClosedError, GaioError, UnsupportedConnError
 from gaio.platform import DATAGRAM, FILE, LISTENER, SELECTOR, SEQPACKET, SOCKET, STREAM, _sockaddr, _sockets
-from gaio.result import ACCEPT, CONNECT, SHUTDOWN, Operation, OpResult
+from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, Operation, OpResult
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -118,6 +118,16 @@ class Connection:
 
 def nobody() -> None:
     """Stands for the weak reference of a connection that is closed."""
+
+
+class DatagramConnection(Connection):
+    """That of a datagram socket, which may send to any address of its family."""
+
+    __slots__ = ("family",)
+
+    def __init__(self, conn: Any, fd: int, token: int, family: int) -> None:
+        super().__init__(conn, fd, DATAGRAM, token)
+        self.family = family
 
 
 class SharedConnection(Connection):
@@ -348,8 +358,15 @@ def check_kind(kind: int, operation: Operation) -> None:
         raise UnsupportedConnError(f"conn is no socket: {operation.name.lower()}() is for sockets")
 
 
-def check_connected(fd: int, kind: int) -> None:
-    """`UnsupportedConnError` when it is a TCP socket that never was."""
+def check_connected(fd: int, kind: int, operation: Operation = READ) -> None:
+    """`UnsupportedConnError` when it is a TCP socket that never was, or a datagram socket that cannot receive and is to
+    read.
+    """
+    if kind == DATAGRAM and operation is READ and not _sockets.can_receive(fd):
+        raise UnsupportedConnError(
+            "conn is not bound, so nobody can send to it, and it would wait for ever: bind() or connect() it first, or "
+            "write() to an address first, by which an IP socket is bound"
+        )
     if kind != STREAM:
         return
     # A TCP socket that was connected has kept its local port, also where its peer has reset it already, which is for
@@ -366,6 +383,11 @@ def family_to_connect(fd: int, kind: int) -> int:
     """
     if kind != DATAGRAM and _sockets.peer(fd) is not None:
         raise UnsupportedConnError("conn is connected already: connect a new socket instead")
+    return family_of(fd)
+
+
+def family_of(fd: int) -> int:
+    """Its address family; `UnsupportedConnError` when that has gone with its connection."""
     address = _sockets.local_address(fd)
     if address is None:
         raise UnsupportedConnError("conn was connected, and that connection has ended: connect a new socket instead")

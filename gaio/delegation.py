@@ -22,12 +22,14 @@ from functools import partial
 from gaio.closing import Close, Detach
 from gaio.connection import (
     Connection,
+    DatagramConnection,
     RequestQueue,
     SharedConnection,
     check_connected,
     check_file,
     check_kind,
     descriptor_of,
+    family_of,
     family_to_connect,
     flush_now,
     is_plain_socket,
@@ -40,8 +42,8 @@ from gaio.engine import Stop
 from gaio.errors import ConnClosedError, GaioError, UnsupportedConnError, WatcherClosedError
 from gaio.leader import release_all
 from gaio.memory import SocketAddress
-from gaio.platform import FILE, LISTENER, SELECTOR, STREAM, _libc, _sockaddr, _sockets
-from gaio.result import CONNECT, READ, Operation
+from gaio.platform import DATAGRAM, FILE, LISTENER, SELECTOR, STREAM, _libc, _sockaddr, _sockets
+from gaio.result import CONNECT, READ, WRITE, Operation
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -137,7 +139,7 @@ class Delegation:
         kind = kind_of(fd, operation)
         check_kind(kind, operation)
         if operation is not CONNECT:
-            check_connected(fd, kind)
+            check_connected(fd, kind, operation)
         check_file(conn, fd)
         flush_now(conn, fd)
         if (kind == LISTENER and _sockets.is_tcp(fd)) or (operation is CONNECT and kind == STREAM):
@@ -150,7 +152,7 @@ class Delegation:
         connection = engine.begun.get(id(conn))
         begins = connection is None or not _is_of(connection, conn)  # else this is the handler of a signal, in there
         if connection is None or begins:
-            connection = Connection(conn, fd, kind, next(self._tokens))
+            connection = _connection_for(conn, fd, kind, next(self._tokens))
             connection.peer = peer_of(fd, kind)
             engine.begun[connection.key] = connection
         key, token = connection.key, connection.token
@@ -315,6 +317,27 @@ class Delegation:
         connecting.add(connection.token)
         return connection, memory
 
+    # --- datagrams --------------------------------------------------------------------------------------------
+
+    def destination(self, conn: HasFileno, address: Any) -> tuple[Connection, bytes, bool]:
+        """The connection of a datagram socket; an address to write to, as a struct sockaddr; and whether that is one of
+        which nothing tells when it has room: see Addressed.
+        """
+        connection = self.known(conn)
+        if isinstance(connection, DatagramConnection):
+            family = connection.family
+        else:
+            fd = descriptor_of(conn) if connection is None else connection.fd
+            kind = kind_of(fd, WRITE) if connection is None else connection.kind
+            check_kind(kind, WRITE)
+            if kind != DATAGRAM:
+                raise UnsupportedConnError("conn is no datagram socket: write() to it without an address")
+            family = family_of(fd)
+        name = _sockaddr.pack(family, address, "write")
+        if connection is None:  # and nothing was delegated for a request that is refused
+            connection = self.connection(conn, WRITE)
+        return connection, name, family == _sockaddr.AF_UNIX
+
     # --- handing back and closing -----------------------------------------------------------------------------
 
     def hand_back(self, conn: HasFileno) -> Detach:
@@ -448,8 +471,9 @@ def tell(leader: Leader, item: Close | Cancel) -> None:
 
 
 def _connection_for(conn: HasFileno, fd: int, kind: int, token: int) -> Connection:
+    family = family_of(fd) if kind == DATAGRAM else 0
     try:
-        return Connection(conn, fd, kind, token)
+        return DatagramConnection(conn, fd, token, family) if family else Connection(conn, fd, kind, token)
     except TypeError as error:  # of weakref.ref()
         raise UnsupportedConnError(
             "conn must be weak-referenceable, so that it can be reclaimed when you drop it: name '__weakref__' among "

@@ -24,7 +24,7 @@ from gaio.connection import FINISHED, NO_MORE, Connection, RequestQueue, reclaim
 from gaio.deadlines import Deadline, Deadlines
 from gaio.errors import DeadlineError
 from gaio.finishing import FinishResult, StopReading, cut_off_reads, drains, end
-from gaio.outcome import BACK_OFF, cancelled, close_error, conclude
+from gaio.outcome import BACK_OFF, cancelled, close_error, conclude, result_of_message
 from gaio.platform import CANCELLED, LISTENER
 from gaio.recovery import recover
 from gaio.result import ACCEPT, CONNECT, FINISH, READ, STOPPED, UNDER_WAY, AcceptResult, OpResult
@@ -215,13 +215,18 @@ class Engine:
         arrived, now = 0, 0.0
         for arrival in arrivals:
             request, what = arrival
-            operation = request.operation
-            if operation is not READ:
-                if operation is ACCEPT:
+            if type(what) is not memoryview or request.operation is not READ:
+                if request.operation is ACCEPT:
                     self.deliver_accepted(request, arrival)
+                elif request.operation is READ:
+                    message = result_of_message(request, arrival)
+                    arrived += message.size
+                    if request._deadline is not None:
+                        self.put_off(request, self.clock())
+                    outbox.append(message)
                 continue  # of finish() nobody gets them
             result = OpResult()
-            result.operation = operation
+            result.operation = READ
             result.conn = request.conn
             result.context = request.context
             result.buffer = what

@@ -7,6 +7,7 @@ A request's memory is one of
                   where ctypes does not export it, PinnedApart where there is no interpreter lock
     Lent          a large view of the watcher's own swap memory, until that is recycled
     Vector        many of those, one vectored write
+    Addressed     a datagram, and where it goes
 and of requests that move no bytes: a SocketAddress to connect to, None to shut down or to accept.
 
 Ownership: the request holds its memory from the moment it is submitted until its result is made. That is
@@ -39,6 +40,8 @@ JOIN_PART = 512
 # From so many bytes on a swap view is written where it is. Below, a copy costs less than to look up its address and to
 # keep account of it (benchmarks/NOTES.md).
 LENT_FROM = 8192
+
+NOTHING_TO_WRITE = "there is nothing to write: pass at least one byte"
 
 _PyBUF_SIMPLE = 0
 
@@ -190,6 +193,19 @@ class SocketAddress:
         self.begun = False  # for the backend: the first attempt has been made
 
 
+class Addressed:
+    """A datagram that goes to an address: sendto(2). Always a copy, for none is large."""
+
+    __slots__ = ("data", "name", "by_time")
+
+    def __init__(self, data: bytes, name: bytes, by_time: bool) -> None:
+        self.data = data
+        self.name = name  # struct sockaddr
+        # Whether the kernel does not tell when there is room. A Unix socket that is not connected polls as writable,
+        # also while the queue of the receiver is full: sendto(2) says EAGAIN, until some time.
+        self.by_time = by_time
+
+
 def is_connecting(descriptor: Descriptor) -> bool:
     """Whether the backend has a connect() of it under way."""
     writes = descriptor.writes
@@ -306,7 +322,7 @@ def memory_for_write(
         raise
     length = view.nbytes
     if not length:
-        raise EmptyBufferError("there is nothing to write: pass at least one byte")
+        raise EmptyBufferError(NOTHING_TO_WRITE)
     if length <= COPY_LIMIT:
         return view.tobytes(), length
     if type(view.obj) is SwapMemory:
@@ -314,11 +330,28 @@ def memory_for_write(
     return (_pin_read_only(_view_to_pin(view)) if view.readonly else _pin(view)), length
 
 
+def copied_for_write(buffer: Any) -> bytes:
+    """All of it, for a datagram that goes to an address. The errors of memory_for_write()."""
+    if type(buffer) is bytes and buffer:
+        return buffer
+    is_sequence = isinstance(buffer, (list, tuple))
+    try:
+        parts = buffer if is_sequence else (_byte_view(buffer),)
+    except TypeError:
+        if not isinstance(buffer, Sequence) or isinstance(buffer, str):
+            raise
+        parts = buffer
+    data = b"".join([_byte_view(part) for part in parts])
+    if not data:
+        raise EmptyBufferError(NOTHING_TO_WRITE)
+    return data
+
+
 def _gather(parts: Sequence[Any], one_message: bool) -> tuple[bytes | Vector, int]:
     views = [view for view in (_byte_view(part) for part in parts) if view.nbytes]
     length = sum(view.nbytes for view in views)
     if not length:
-        raise EmptyBufferError("there is nothing to write: pass at least one byte")
+        raise EmptyBufferError(NOTHING_TO_WRITE)
     joined = length <= max(JOIN_LIMIT, len(views) * JOIN_PART) or (one_message and len(views) > IOV_MAX)
     if joined and length <= MAX_RW_COUNT:
         return b"".join(views), length

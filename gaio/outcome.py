@@ -6,12 +6,12 @@ import errno
 import os
 
 from gaio.errors import ConnClosedError, GaioError, WatcherClosedError
-from gaio.platform import CANCELLED, DATAGRAM
-from gaio.result import ACCEPT, STOPPED, UNDER_WAY, WRITE, AcceptResult, OpResult
+from gaio.platform import CANCELLED, DATAGRAM, TRUNCATED
+from gaio.result import ACCEPT, READ, STOPPED, UNDER_WAY, WRITE, AcceptResult, OpResult
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Any, Final
 
     from gaio.connection import ClosedConnection, Connection, RequestQueue
 
@@ -59,6 +59,10 @@ def conclude(request: OpResult, queue: RequestQueue, result: int) -> bool | str:
     if result < 0:
         if result in _START_AGAIN:
             return request.error is not None or request._goal == STOPPED
+        if result < TRUNCATED:
+            request.size = size + TRUNCATED - result
+            request.error = cut_off()
+            return True
         request.error = OSError(-result, os.strerror(-result))
         return True
     if queue.outbound:
@@ -92,6 +96,29 @@ def _conclude_without_bytes(request: OpResult, result: int) -> bool | str:
         if accepts and result in _OUT_OF_DESCRIPTORS and not was_cancelled:
             return BACK_OFF
     return True
+
+
+def cut_off() -> OSError:
+    """The error of a read for which a message was too large."""
+    return OSError(errno.EMSGSIZE, "the message had no room: `buffer` has the beginning of it, and the rest is lost")
+
+
+def result_of_message(request: OpResult, arrival: tuple[OpResult, Any]) -> OpResult:
+    """Of a read that repeats, and for which a message has arrived."""
+    view, sender, is_cut_off = arrival[1]
+    result = OpResult()
+    result.operation = READ
+    result.conn = request.conn
+    result.context = request.context
+    result.buffer = view
+    result.size = result._length = len(view)  # the view is the caller's for good
+    result.error = cut_off() if is_cut_off else None
+    result.more = True
+    result._connection = request._connection
+    result._queue = result._deadline = None
+    result._sender = sender
+    result._memory = arrival  # tells recover() that it is here
+    return result
 
 
 def close_error(connection: Connection | ClosedConnection) -> GaioError:

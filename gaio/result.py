@@ -63,6 +63,7 @@ class OpResult:
     __slots__ = (
         *("operation", "conn", "context", "buffer", "size", "error", "more"),
         *("_connection", "_queue", "_next", "_memory", "_length", "_goal", "_offset", "_result", "_deadline"),
+        "_sender",
     )
 
     operation: Operation
@@ -84,6 +85,7 @@ class OpResult:
     _offset: int  # bytes moved before the attempt under way
     _result: int  # what the backend last reported: n >= 0 or -errno
     _deadline: Deadline | None  # its entry in the heap, None without a timeout
+    _sender: bytes  # of a message that has come, and of nothing else: its struct sockaddr
 
     @property
     def is_swap_buffer(self) -> bool:
@@ -91,16 +93,18 @@ class OpResult:
         return self.operation is READ and self._length == 0 and self.buffer is not None
 
     @property
+    def address(self) -> Any:
+        """Of a READ of a datagram socket: who has sent the datagram. Of an ACCEPT that succeeded: who was accepted. As
+        the socket module writes addresses. Else None.
+        """
+        return _sockaddr.unpack(getattr(self, "_sender", b""))
+
+    @property
     def accepted(self) -> Any:
         """Of an ACCEPT that succeeded: the new connection, a plain socket that is not delegated. Else None.
 
         The same object each time. It is closed with the result if nobody has looked at it.
         """
-        return None
-
-    @property
-    def address(self) -> Any:
-        """Of an ACCEPT that succeeded: who was accepted, as the socket module writes addresses. Else None."""
         return None
 
     def __repr__(self) -> str:

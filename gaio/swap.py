@@ -67,7 +67,7 @@ class SwapArena:
         """The segment for the next read, which may use it from `used` to its end.
 
         What is read into one of no batch (-1) is to be copied before the next call, and its `used` stays 0. `whole`
-        asks for one that is empty: what keeps message boundaries cuts off what does not fit.
+        asks for one that is empty: a pipe or a terminal may keep boundaries, and cut off what does not fit.
         """
         segment = self._current
         needed = segment.size if whole else self._enough

@@ -197,10 +197,11 @@ class TLSWatcher(Watcher):
         *,
         context: Any = None,
         timeout: float | None = None,
+        address: Any = None,
     ) -> None:
         session = self._sessions.get(id(conn))
-        if session is None or session.conn() is not conn:
-            Watcher.write(self, conn, buf, context=context, timeout=timeout)
+        if session is None or session.conn() is not conn or address is not None:
+            Watcher.write(self, conn, buf, context=context, timeout=timeout, address=address)
             return
         if (
             (type(buf) is memoryview or type(buf) is bytes)

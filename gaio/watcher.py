@@ -21,7 +21,7 @@ from gaio.delegation import CLOSED, Delegation, tell
 from gaio.errors import BackendUnavailableError, InvalidCPUError, WatcherClosedError
 from gaio.finishing import FinishResult, StopReading
 from gaio.leader import FORKING, Leader
-from gaio.memory import COPY_LIMIT, Lent, memory_for_write, pin_for_read
+from gaio.memory import COPY_LIMIT, Addressed, Lent, copied_for_write, memory_for_write, pin_for_read
 from gaio.platform import DATAGRAM, SEQPACKET, _libc
 from gaio.platform._affinity import set_thread_affinity
 from gaio.platform._libc import BESIDE_GREENLETS, MAX_RW_COUNT
@@ -146,6 +146,10 @@ class Watcher:
         timeout below 0 or without end) `ValueError` for wrong arguments, `ConnClosedError` when conn was freed or
         closed before, and `OSError` when delegation fails (EMFILE, of what is no socket). Nothing is submitted then.
         Everything else, the end of the stream (`EOFError`) included, arrives as `OpResult.error`.
+
+        Of a datagram socket it brings one datagram, and `OpResult.address` tells who sent it. What has no room in the
+        buffer is lost: `error` is then an `OSError` of EMSGSIZE, and `size` and `buffer` have the beginning. A socket
+        that can get none, for it has no address yet, is refused (`UnsupportedConnError`).
         """
         connection = self._connections.get(id(conn))
         if connection is None or (connection.conn is not conn and connection.conn() is not conn):
@@ -195,8 +199,9 @@ class Watcher:
 
         The last one has `more` False. Its `error` says why it is the last: `EOFError` at the end of the stream, None
         after `read_stop()`, or what else ends a `read()`. `buffer` is a read-only view of the swap arena, valid until
-        the next `wait_io()`. What waits undelivered is bounded by that arena, by 16,384 results and by 32 MiB. When the
-        consumer stays away, the kernel's buffers fill, and then the peer has to wait.
+        the next `wait_io()`; of a datagram it is yours for good. What waits undelivered is bounded by that arena, by
+        16,384 results and by 32 MiB. When the consumer stays away, the kernel's buffers fill, and then the peer has to
+        wait. A datagram that has no room ends nothing: its `error` is EMSGSIZE, and its `more` True.
 
         `timeout` is in seconds without a byte. After that it ends with a `DeadlineError`. A read that is submitted
         behind it waits for its end. `context`, threads and errors as in `read()`.
@@ -219,6 +224,7 @@ class Watcher:
         *,
         context: Any = None,
         timeout: float | None = None,
+        address: Any = None,
     ) -> None:
         """Write all of `buf`: bytes, any contiguous buffer, or a sequence of them as one vectored write.
 
@@ -230,8 +236,15 @@ class Watcher:
         send buffer. Small ones of a stream that wait leave in one call. On an error `size` tells how many bytes had
         gone out.
 
+        `address` is for datagram sockets: where this one goes, `(host, port)` for IPv4 and IPv6 and a path for Unix
+        sockets, as sendto(2) does it. All of `buf` is copied at once then. One that is no address of the socket's
+        family raises `TypeError` or `ValueError`, and any address on another kind of socket `UnsupportedConnError`.
+
         `context`, `timeout`, threads and errors as in `read()`.
         """
+        if address is not None:
+            self._write_to(conn, buf, context, timeout, address)
+            return
         connection = self._connections.get(id(conn))
         if connection is None or (connection.conn is not conn and connection.conn() is not conn):
             memory_for_write(buf)
@@ -266,6 +279,15 @@ class Watcher:
         self._inbox.append(request)
         if self._leader.needs_wakeup:
             self._wake(request)
+
+    def _write_to(self, conn: HasFileno, buf: Any, context: Any, timeout: float | None, address: Any) -> None:
+        """See write()."""
+        data = copied_for_write(buf)
+        _vet(timeout)
+        connection, name, by_time = self._delegation.destination(conn, address)
+        queue = self._delegation.writes(connection)
+        memory = Addressed(data, name, by_time)
+        self._submit(OpResult(), WRITE, conn, connection, queue, buf, memory, len(data), context, timeout)
 
     def unsent(self, conn: HasFileno) -> int:
         """How many bytes of what was submitted to be written the kernel has not taken yet.
@@ -456,7 +478,7 @@ class Watcher:
         request.context = context
         request.buffer = buffer
         request.size = 0
-        request.error = None if operation is READ else UNDER_WAY
+        request.error = UNDER_WAY if operation > WRITE else None
         request.more = more
         request._queue = queue
         request._next = None

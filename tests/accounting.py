@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 from collections.abc import Callable, Sequence
-from socket import SOCK_STREAM, socket
+from socket import SOCK_DGRAM, SOCK_RAW, SOCK_STREAM, socket
 from typing import TYPE_CHECKING, Any, Protocol
 
 import gaio
@@ -20,6 +21,11 @@ def nbytes(buffer: Buffer | Sequence[Buffer]) -> int:
         return sum(memoryview(part).nbytes for part in buffer)
     single: Any = buffer  # a sequence is a list or a tuple in these tests
     return memoryview(single).nbytes
+
+
+def is_cut_off(error: Exception | None) -> bool:
+    """Whether that is the error of a message that was larger than the buffer."""
+    return isinstance(error, OSError) and error.errno == errno.EMSGSIZE
 
 
 class Request:
@@ -51,6 +57,12 @@ class Request:
         return self.result.error
 
     @property
+    def address(self) -> Any:
+        """Who sent the datagram that was read."""
+        assert self.result is not None, f"{self!r} has no result yet"
+        return self.result.address
+
+    @property
     def accepted(self) -> socket:
         """The connection of an ACCEPT that succeeded."""
         assert self.result is not None, f"{self!r} has no result yet"
@@ -74,6 +86,7 @@ class Request:
             self._check_without_bytes(result)
             return
         assert result.accepted is None
+        assert result.address is None or (self.operation is gaio.READ and self._is_of_datagrams())
         if self.buffer is None:
             self._check_swap_buffer(result)
         else:
@@ -89,6 +102,9 @@ class Request:
 
     def _may_be_empty(self) -> bool:
         return isinstance(self._conn, socket) and self._conn.type != SOCK_STREAM
+
+    def _is_of_datagrams(self) -> bool:
+        return isinstance(self._conn, socket) and self._conn.type in (SOCK_DGRAM, SOCK_RAW)
 
     def _keep(self, result: gaio.OpResult) -> None:
         self._conn = None  # a test may want to forget it
@@ -113,11 +129,13 @@ class Request:
 class Repeating(Request):
     """One accepted request that repeats: any number of arrivals, and then its result, which is the last."""
 
-    __slots__ = ("_swap_size", "arrivals", "messages", "received")
+    __slots__ = ("_swap_size", "addresses", "arrivals", "cut_off", "messages", "received")
 
     def __init__(self, operation: gaio.Operation, conn: Closable, swap_size: int) -> None:
         super().__init__(operation, conn, None, whole=False)
         self.messages: list[bytes] = []  # READ: each arrival's bytes, copied while they were valid
+        self.addresses: list[Any] = []  # who sent each
+        self.cut_off: list[bytes] = []  # those of the messages that were larger than the swap size
         self.received = 0  # bytes of those
         self.arrivals: list[gaio.OpResult] = []  # ACCEPT: those results, which own the connections
         self._swap_size = swap_size
@@ -156,14 +174,20 @@ class Repeating(Request):
             assert result.error is None or (isinstance(result.error, OSError) and result.accepted is None)
             self.arrivals.append(result)
             return
-        assert result.error is None, f"an arrival with an error: {result!r}"
+        assert result.error is None or is_cut_off(result.error), f"an arrival with an error: {result!r}"
         assert result.accepted is None
         assert isinstance(result.buffer, memoryview)
         assert result.buffer.readonly
-        assert result.is_swap_buffer
+        assert result.is_swap_buffer or super()._may_be_empty(), "of a message the view is the caller's for good"
         assert result.buffer.nbytes == result.size <= self._swap_size
         assert result.size > 0 or super()._may_be_empty(), "an arrival without a byte, on a stream"
         self.messages.append(bytes(result.buffer))
+        assert result.address is None or self._is_of_datagrams()
+        self.addresses.append(result.address)
+        if result.error is not None:
+            assert result.size == self._swap_size
+            assert super()._may_be_empty()
+            self.cut_off.append(self.messages[-1])
         self.received += result.size
 
     def _may_be_empty(self) -> bool:
@@ -197,11 +221,17 @@ class AccountedWatcher:
         )
 
     def write(
-        self, conn: Closable, buffer: Buffer | Sequence[Buffer], *, timeout: float | None = None
+        self,
+        conn: Closable,
+        buffer: Buffer | Sequence[Buffer],
+        *,
+        timeout: float | None = None,
+        address: Any = None,
     ) -> Request:
         request = Request(gaio.WRITE, conn, buffer, whole=True)
         return self._submit(
-            request, lambda serial: self.watcher.write(conn, buffer, context=serial, timeout=timeout)
+            request,
+            lambda serial: self.watcher.write(conn, buffer, context=serial, timeout=timeout, address=address),
         )
 
     def accept(self, listener: Closable, *, timeout: float | None = None) -> Request:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import random
 import select
 import socket
 import struct
+import tempfile
 import unittest
 import weakref
 from collections.abc import Iterable
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 from tests.waiting import LIMIT
 
@@ -70,6 +72,20 @@ def loopback(family: socket.AddressFamily) -> str:
     return "::1"
 
 
+def fill(sock: socket.socket, address: Any) -> int:
+    """Send datagrams until there is no more room; how many."""
+    sock.setblocking(False)
+    filled = 0
+    while True:
+        try:
+            sock.sendto(b"x", address)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.ENOBUFS):
+                return filled
+            raise
+        filled += 1
+
+
 class Pairs:
     """Makes connected pairs `(conn, peer)`: conn to be handed to a watcher, peer to be used by the test.
 
@@ -80,6 +96,7 @@ class Pairs:
     def __init__(self) -> None:
         self._peers: list[Closable] = []
         self._conns: list[weakref.ref[Closable]] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None  # for names of Unix sockets
 
     def _keep(self, conn: Closable, peer: Closable) -> None:
         if isinstance(peer, socket.socket):
@@ -142,6 +159,23 @@ class Pairs:
         peer.connect(conn.getsockname())
         return conn, peer
 
+    def unbound(self, family: int = socket.AF_INET) -> socket.socket:
+        """A datagram socket without an address."""
+        sock = socket.socket(family, socket.SOCK_DGRAM)
+        sock.settimeout(LIMIT)
+        self.also_close(sock)
+        return sock
+
+    def bound(self, family: int = socket.AF_INET) -> tuple[socket.socket, Any]:
+        """A datagram socket that can be sent to, and its address."""
+        sock = self.unbound(family)
+        if family == socket.AF_UNIX:
+            folder = self._folder = self._folder or tempfile.TemporaryDirectory()
+            sock.bind(f"{folder.name}/{len(self._peers)}")
+        else:
+            sock.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
+        return sock, sock.getsockname()
+
     def pipe_to_read(self) -> tuple[IO[bytes], IO[bytes]]:
         """A pipe whose reading end is the conn."""
         reading, writing = os.pipe()
@@ -174,6 +208,8 @@ class Pairs:
                 reset(peer)
             else:
                 peer.close()
+        if self._folder is not None:
+            self._folder.cleanup()
 
 
 class HeldPairs(Pairs):

@@ -10,7 +10,8 @@ after the last has come back: order, partial progress, deadlines and errors are 
 
 Swap memory, which is written again when its batch has been given back, is a SwapMemory: by that a view of it is known.
 
-One result language: `request._result` is a number n >= 0 as the system call returned it, or -errno, or CANCELLED.
+One result language: `request._result` is a number n >= 0 as the system call returned it, or -errno, or CANCELLED, or
+TRUNCATED - n, for n bytes of a message that was cut off.
 What a backend has to say of its own is never said by an errno: any of them may be what a descriptor reports.
 
     descriptors             token -> Descriptor of all that are registered; the core's table, which a backend reads.
@@ -32,8 +33,9 @@ What a backend has to say of its own is never said by an errno: any of them may 
                             0 = only look). May return with nothing.
     completed               the list of requests that have come back; the core empties it.
     arrivals                pairs of a request that repeats (`more`) and what has arrived for it: a view, of swap memory
-                            or of a copy, or the descriptor of an accepted connection. The request stays with the
-                            backend. It comes back, to `completed`, with the end of the stream, an error, or as after
+                            or of a copy; or the descriptor of an accepted connection; or of a message a tuple: view,
+                            sender as a struct sockaddr, whether it was cut off. The request stays with the backend.
+                            It comes back, to `completed`, with the end of the stream, an error, or as after
                             cancel(). The core empties this first: arrivals stand before the end. It adds to this the
                             error of an accept that came back and is to go on.
     full                    set by the core: too much waits to be delivered. What repeats brings no more until the next
@@ -82,7 +84,7 @@ if TYPE_CHECKING:
 # Descriptor.kind: how its bytes move, and what a short read says about it.
 STREAM = 0  # a TCP socket: a read that comes back short has emptied it
 SOCKET = 1  # any other stream socket
-# A read of these two gets one message, and loses what its buffer has no room for.
+# A read of these two gets one message, and loses what its buffer has no room for. Who has sent it goes into `_sender`.
 DATAGRAM = 2  # no bytes is a message, not the end
 SEQPACKET = 3
 FILE = 4  # a pipe, terminal, eventfd …: read(2) and write(2) instead of recv(2) and send(2)
@@ -91,6 +93,8 @@ SELECTOR = 6  # an epoll or a kqueue: a read of it moves nothing, and ends with 
 
 # Request._result: it came back with nothing done. Beyond every errno, of which Linux has no more than 4095 (MAX_ERRNO).
 CANCELLED = -(1 << 16)
+# Less n: a message came of which n bytes found room, and the rest is lost.
+TRUNCATED = -(1 << 17)
 
 
 # Whether this is a build without an interpreter lock. Not sys._is_gil_enabled(): that may be True for a moment only,
@@ -145,6 +149,7 @@ if TYPE_CHECKING:
         _length: int  # of that memory; set to the bytes moved by a swap read that found no room in the arena
         _offset: int  # begin so many bytes into the memory
         _result: int  # set by the backend
+        _sender: bytes  # of a message: set by the backend to the struct sockaddr of who sent it
 
     class Sends(Protocol):
         """Messages that leave together, without a request for each."""

@@ -4,6 +4,8 @@ An attempt is one system call that does not wait. Its outcome completes the requ
 reports an edge; of a request that repeats it may be an arrival, after which there is another attempt. `_readiness.py`
 does the parking, and decides when to try.
 
+Those of messages stand in `_message_attempts.py`.
+
 To add an operation, write one method here and choose it in `_try_read` or `_try_write`. It does three things. If
 `_returned` is empty it stores the request in `_attempted` and makes a call that puts its result into `_returned`. It
 reads that result. It ends in `_complete` or `_park_or_complete`; of one that repeats, for what has arrived, as
@@ -26,26 +28,20 @@ import ctypes
 import errno
 import os
 import socket
-from abc import ABC, abstractmethod
 
-from gaio.memory import SocketAddress, Vector
-from gaio.platform import DATAGRAM, FILE, LISTENER, SELECTOR, STREAM, _libc
+from gaio.memory import Addressed, SocketAddress, Vector
+from gaio.platform import DATAGRAM, FILE, LISTENER, SEQPACKET, STREAM, _libc
 from gaio.platform._libc import IOV_MAX, MAX_RW_COUNT, SEND_FLAGS, address_of, msghdr
+from gaio.platform._message_attempts import EAGAIN, NOT_READY, READY, MessageAttempts
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from gaio.platform import Request
     from gaio.swap import SwapArena
 
-# Queue.ready
-NOT_READY = 0
-READY = 1
-READY_UNTIL_EAGAIN = 2  # the end, an error or urgent data was reported: a short count does not end this readiness
-# -errno: ready until EAGAIN, and this error came with the edge; a read behind the bytes might not report it
-
-EAGAIN = -errno.EAGAIN
 ARRIVALS_A_TURN = 16  # of one request that repeats; then others come first
 _IN_PROGRESS = (errno.EINPROGRESS, errno.EALREADY, errno.EINTR)  # connect(2): wait until it is writable
 
@@ -54,31 +50,24 @@ _IN_PROGRESS = (errno.EINPROGRESS, errno.EALREADY, errno.EINTR)  # connect(2): w
 RECV_FLAGS = socket.MSG_DONTWAIT
 
 
-class Attempts(ABC):
+class Attempts(MessageAttempts):
     """One attempt at a time. What drives them is ReadinessBackend."""
 
     # More attributes than an object without slots keeps as fast (30, in CPython 3.11).
     __slots__ = (
-        *("completed", "arrivals", "full", "swap", "_arena", "_returned", "_attempted", "_arrived", "_unfinished"),
-        *("_stalled", "_last_try", "_segment", "_start", "_pointer", "_message", "_message_pointer", "_recv", "_send"),
-        *("_sendmsg", "_read", "_write", "_writev", "_accept", "_connect", "_shutdown", "_getsockopt", "_so_error"),
+        *("completed", "swap", "_arena", "_segment", "_start", "_pointer", "_message", "_message_pointer", "_recv"),
+        *("_send", "_sendmsg", "_read", "_write", "_writev", "_accept", "_connect", "_shutdown", "_getsockopt"),
+        "_so_error",
     )
 
     sends_together = False  # each would be a system call all the same
     fell_short = False
 
     def __init__(self, arena: SwapArena) -> None:
+        super().__init__(arena.size)
         self.completed: list[Any] = []
-        self.arrivals: list[tuple[Any, Any]] = []
-        self.full = False
         self.swap = arena.storage
         self._arena = arena
-        self._returned: list[int] = []  # what the call of the attempt under way returned, put there by C code
-        self._attempted: Request | None = None
-        self._arrived = 0  # how many arrivals there were before the attempt under way
-        self._unfinished: dict[Any, None] = {}  # queues whose request repeats and has more to bring
-        self._stalled = False  # they wait for the next recycle()
-        self._last_try = False  # of a request that is being cancelled: what is there counts as arrived in time
         self._segment: Any = None  # the room in the arena that the attempt reads into, and
         self._start = 0  # where in it the bytes begin
         self._pointer = ctypes.c_void_p()
@@ -102,20 +91,18 @@ class Attempts(ABC):
         kind = queue.descriptor.kind
         if request.more:
             self._try_repeatedly(request, queue)
-        elif kind == LISTENER:
-            self._try_accept(request, queue)
-        elif kind == FILE:
-            self._try_read_file(request, queue)
-        elif kind == SELECTOR:
-            queue.ready = NOT_READY  # whoever reads it again has fetched all that it had to tell
-            self._complete(request, queue, 1)
+        elif kind >= DATAGRAM:
+            if kind <= SEQPACKET:
+                self._try_receive_message(request, queue)
+            else:
+                self._try_other_read(request, queue, kind)
         elif request._memory is not None:
             self._try_receive(request, queue)
         else:
             # Receive into the arena. The common case stands here in one piece, with what _show() and _complete() do,
             # because each Python call would be felt.
             if not self._returned:
-                segment = self._segment = self._arena.room(kind >= DATAGRAM)
+                segment = self._segment = self._arena.room()
                 start = self._start = segment.used
                 asked = segment.size - start
                 self._pointer.value = segment.address + start
@@ -140,6 +127,16 @@ class Attempts(ABC):
             self.completed.append(request)
             self._returned.clear()
             self._attempted = None
+
+    def _try_other_read(self, request: Any, queue: Any, kind: int) -> None:
+        """Of what is neither a stream nor has messages."""
+        if kind == LISTENER:
+            self._try_accept(request, queue)
+        elif kind == FILE:
+            self._try_read_file(request, queue)
+        else:
+            queue.ready = NOT_READY  # a selector: whoever reads it again has fetched all that it had to tell
+            self._complete(request, queue, 1)
 
     def _try_receive(self, request: Any, queue: Any) -> None:
         """Receive into the caller's buffer."""
@@ -214,7 +211,11 @@ class Attempts(ABC):
                     returned.clear()
                     self._attempted = None
                     return
-        attempt = self._try_next_accept if kind == LISTENER else self._try_next_read
+        attempt: Callable[[Any, Any, int], bool] = self._try_next_read
+        if kind == LISTENER:
+            attempt = self._try_next_accept
+        elif kind in (DATAGRAM, SEQPACKET):
+            attempt = self._try_next_messages
         for _ in range(ARRIVALS_A_TURN):
             if not attempt(request, queue, kind):
                 return
@@ -223,7 +224,7 @@ class Attempts(ABC):
     def _try_next_read(self, request: Any, queue: Any, kind: int) -> bool:
         """Receive what is there into the arena; whether another attempt may bring more in this turn."""
         if not self._returned:
-            segment = self._segment = self._arena.room(kind >= DATAGRAM)
+            segment = self._segment = self._arena.room(kind == FILE)
             if (segment.batch < 0 or self.full) and not self._last_try:
                 return self._stall(queue)
             if kind == FILE:
@@ -241,7 +242,7 @@ class Attempts(ABC):
             segment, start = self._segment, self._start
             asked = segment.size - start
         moved = self._returned[0]
-        if moved < 0 or (not moved and kind != DATAGRAM):
+        if moved <= 0:
             self._park_or_complete(request, queue, -ctypes.get_errno() if moved else 0)
             return False
         if len(self.arrivals) == self._arrived:
@@ -256,12 +257,6 @@ class Attempts(ABC):
             self._unfinished[queue] = None  # a flood: let others come first
             return False
         return bool(queue.ready)
-
-    def _stall(self, queue: Any) -> bool:
-        """There is no room for another arrival before the next recycle(): so there is no attempt either."""
-        self._unfinished[queue] = None
-        self._stalled = True
-        return False
 
     def _try_next_accept(self, request: Any, queue: Any, _kind: int) -> bool:
         """Accept the next connection; whether there may be another."""
@@ -290,6 +285,8 @@ class Attempts(ABC):
             self._try_shutdown(request, queue)
         elif type(memory) is SocketAddress:
             self._try_connect(request, queue, memory)
+        elif type(memory) is Addressed:
+            self._try_send_to(request, queue, memory)
         elif queue.descriptor.kind == FILE:
             self._try_write_file(request, queue)
         elif type(memory) is Vector:
@@ -390,10 +387,6 @@ class Attempts(ABC):
             self._so_error.value = 0
 
     # --- outcomes -------------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def _park_or_complete(self, request: Any, queue: Any, result: int) -> None:
-        """Nothing has moved: the call returned 0, or -1 with the errno that is given as -errno."""
 
     def _complete(self, request: Any, queue: Any, result: int, asked: int = 0) -> None:
         """The request has come back. A count below `asked` means that a TCP socket is empty, or full."""

@@ -93,6 +93,7 @@ class EpollBackend(ReadinessBackend):
     """See the contract in gaio/platform/__init__.py."""
 
     name = "epoll"
+    many_messages = True
 
     def __init__(self, arena: SwapArena, descriptors: Mapping[int, Descriptor]) -> None:
         super().__init__(arena, descriptors, EVENT.size * MAX_EVENTS)

@@ -34,8 +34,8 @@ from collections.abc import Callable, Mapping
 from time import monotonic
 
 from gaio.platform import FILE, LISTENER, SELECTOR, _libc
-from gaio.platform._attempts import READY, READY_UNTIL_EAGAIN
 from gaio.platform._kqueue_abi import EV_ADD, EV_CLEAR, EV_DELETE, EV_EOF, EV_ERROR, EV_OOBAND, NO_TIME, Kqueue, system
+from gaio.platform._message_attempts import READY, READY_UNTIL_EAGAIN
 from gaio.platform._readiness import LONGEST_WAIT, ReadinessBackend
 
 TYPE_CHECKING = False  # see gaio/types.py

@@ -14,6 +14,8 @@ Facts about edges
     * ENOBUFS on a write means that memory, or the queue of a network interface, is short for the moment: send(2) of
       macOS and the BSDs, seldom of Linux. The descriptor may be writable all the while, so that no edge reports when it
       has passed: such writes are tried again by time.
+    * So are datagrams for a Unix socket whose queue is full: no edge tells of room there, and each attempt makes one
+      itself, with the memory that it took and gave back (seen on Linux 6.18).
 
 Facts about interruption, beside those in `_attempts.py`
     A call that returned -1 moved nothing and could be made again, but the kernel tells an error of the connection
@@ -30,8 +32,9 @@ from time import monotonic
 
 from gaio.memory import SocketAddress, is_connecting
 from gaio.platform import CANCELLED, DATAGRAM, FILE, SELECTOR, STREAM, _libc
-from gaio.platform._attempts import EAGAIN, NOT_READY, READY, READY_UNTIL_EAGAIN, Attempts
+from gaio.platform._attempts import Attempts
 from gaio.platform._libc import SEND_FLAGS
+from gaio.platform._message_attempts import EAGAIN, NOT_READY, READY, READY_UNTIL_EAGAIN
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -60,7 +63,7 @@ class ReadinessBackend(Attempts):
         self._events_pointer = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.from_buffer(events)))
         self._events = memoryview(events)  # keeps the array exported, so its address holds
         self._counts: list[int] = []  # how many events the kernel has reported that are not dealt with yet
-        self._backing_off: dict[Any, None] = {}  # the queues whose write met ENOBUFS and is to be tried again
+        self._backing_off: dict[Any, None] = {}  # the queues whose write is tried again by time, and on no edge
         self._retry_at = 0.0  # and when, by the monotonic clock
 
     # --- requests -------------------------------------------------------------------------------------------
@@ -245,7 +248,7 @@ class ReadinessBackend(Attempts):
         queue: Queue | None = descriptor.writes
         if queue is not None:
             queue.ready = READY
-            if queue.waiting is not None:
+            if queue.waiting is not None and queue not in self._backing_off:
                 self._try_write(queue.waiting, queue)
 
     def _wait_failed(self, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Socket addresses as the kernel takes them: `struct sockaddr_in`, `sockaddr_in6` and `sockaddr_un`."""
+"""Socket addresses as the kernel has them: `struct sockaddr_in`, `sockaddr_in6` and `sockaddr_un`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ _HAS_LENGTH = not sys.platform.startswith("linux")
 _UNIX_PATH = 104 if _HAS_LENGTH else 108  # sizeof(sun_path), <sys/un.h>
 
 
+AF_UNIX = getattr(socket, "AF_UNIX", None)  # not everywhere
+
+_AF_NETLINK = getattr(socket, "AF_NETLINK", None)
+
 # Families by the names that a caller uses.
 _NAMES = {
     getattr(socket, name): f"socket.{name}" for name in ("AF_INET", "AF_INET6", "AF_UNIX") if hasattr(socket, name)
@@ -28,14 +32,14 @@ def _head(family: int, length: int) -> bytes:
     return struct.pack("=BB", length, family) if _HAS_LENGTH else struct.pack("=H", family)
 
 
-def pack(family: int, address: Any) -> bytes:
+def pack(family: int, address: Any, call: str = "connect") -> bytes:
     """The address as bytes. `TypeError` or `ValueError`, saying what to do, when it is none of this family."""
-    if family == getattr(socket, "AF_UNIX", None):
+    if family == AF_UNIX:
         return _pack_unix(family, address)
     if family not in (socket.AF_INET, socket.AF_INET6):
         raise ValueError(
-            f"connect() knows IPv4, IPv6 and Unix sockets, not address family {family}: connect this one with its own "
-            "connect(), and submit it then"
+            f"{call}() knows addresses of IPv4, IPv6 and Unix sockets, not of address family {family}: connect this "
+            "one with its own connect(), and submit it then"
         )
     parts = 2 if family == socket.AF_INET else 4
     if not isinstance(address, tuple) or not 2 <= len(address) <= 4 or not isinstance(address[0], str):
@@ -44,12 +48,9 @@ def pack(family: int, address: Any) -> bytes:
             + (": a path is for a socket of socket.AF_UNIX" if isinstance(address, (str, bytes, os.PathLike)) else "")
         )
     host, port = address[:2]
-    other = socket.AF_INET6 if family == socket.AF_INET else socket.AF_INET
-    if _is_of(other, host.partition("%")[0]):
-        raise ValueError(
-            f"the socket is one of {_NAMES[family]}, and {host!r} is an address of {_NAMES[other]}: make the socket "
-            f"with {_NAMES[other]}"
-        )
+    packed = _packed(family, host)
+    if packed is None:
+        _check_family(family, host)
     if len(address) > parts:
         raise TypeError(f"the address must be a tuple (host, port), not {address!r}")
     flow, scope = (*address[2:], 0, 0)[:2]
@@ -57,11 +58,11 @@ def pack(family: int, address: Any) -> bytes:
     if family == socket.AF_INET6 and "%" in host:
         host, _, interface = host.partition("%")
         scope = int(interface) if interface.isdecimal() else _interface_number(interface)
+        packed = _packed(family, host)
     _check("flow information", flow, 0xFFFFF)  # RFC 8200, section 6: a flow label has 20 bits
     _check("scope", scope, 0xFFFFFFFF)
-    if not _is_of(family, host):
+    if packed is None:
         raise ValueError(f"the host must be an IP address, not {host!r}: {_hint(family, host, port)}")
-    packed = socket.inet_pton(family, host)
     if family == socket.AF_INET:
         return _head(family, 16) + struct.pack("!H4s8x", port, packed)
     return _head(family, 28) + struct.pack("!HI16s", port, flow, packed) + struct.pack("=I", scope)
@@ -97,20 +98,6 @@ def without_padding(address: bytes) -> bytes:
     return address[:8] if _family(address) == socket.AF_INET else address
 
 
-def unpack(address: bytes) -> Any:
-    """The address as the socket module writes it; None of a family that is not known here."""
-    family = _family(address)
-    if family == socket.AF_INET and len(address) >= 8:
-        return socket.inet_ntop(family, address[4:8]), int.from_bytes(address[2:4], "big")
-    if family == socket.AF_INET6 and len(address) >= 28:
-        flow, scope = int.from_bytes(address[4:8], "big"), int.from_bytes(address[24:28], sys.byteorder)
-        return socket.inet_ntop(family, address[8:24]), int.from_bytes(address[2:4], "big"), flow, scope
-    if family == getattr(socket, "AF_UNIX", None):
-        path = address[2:]
-        return path if path.startswith(b"\0") else os.fsdecode(path.partition(b"\0")[0])
-    return None
-
-
 def text(address: bytes) -> str:
     """The address as a person writes it; empty where it has none, or is of a family that is not known here."""
     family = _family(address)
@@ -119,18 +106,49 @@ def text(address: bytes) -> str:
     if family == socket.AF_INET6 and len(address) >= 24:
         return f"[{socket.inet_ntop(family, address[8:24])}]:{int.from_bytes(address[2:4], 'big')}"
     path = address[2:]
-    if family == getattr(socket, "AF_UNIX", None) and path:
+    if family == AF_UNIX and path:
         return repr(os.fsdecode(path if path.startswith(b"\0") else path.partition(b"\0")[0]))
     return ""
 
 
-def _is_of(family: int, host: str) -> bool:
-    """Whether the host is an IP address of the family."""
+def unpack(address: bytes) -> Any:
+    """The address as the socket module writes it. None where there is none. Of a family that is not known here: its
+    number and the bytes behind that.
+    """
+    if not address:
+        return None
+    family = _family(address)
+    port = int.from_bytes(address[2:4], "big")
+    if family == socket.AF_INET:
+        return socket.inet_ntop(family, address[4:8]), port
+    if family == socket.AF_INET6:
+        flow, scope = int.from_bytes(address[4:8], "big"), int.from_bytes(address[24:28], sys.byteorder)
+        return socket.inet_ntop(family, address[8:24]), port, flow, scope
+    path = address[2:]
+    if family == _AF_NETLINK:
+        return struct.unpack("=II", address[4:12])
+    if family != AF_UNIX:
+        return family, path
+    if path.startswith(b"\0") and not _HAS_LENGTH:
+        return path  # abstract, unix(7): all of it is the name
+    return os.fsdecode(path.partition(b"\0")[0])
+
+
+def _packed(family: int, host: str) -> bytes | None:
+    """The host as bytes; None when it is no IP address of the family."""
     try:
-        socket.inet_pton(family, host)
+        return socket.inet_pton(family, host)
     except (OSError, ValueError):  # the latter for null bytes and the like
-        return False
-    return True
+        return None
+
+
+def _check_family(family: int, host: str) -> None:
+    other = socket.AF_INET6 if family == socket.AF_INET else socket.AF_INET
+    if _packed(other, host.partition("%")[0]) is not None:
+        raise ValueError(
+            f"the socket is one of {_NAMES[family]}, and {host!r} is an address of {_NAMES[other]}: make the socket "
+            f"with {_NAMES[other]}"
+        )
 
 
 def _hint(family: int, host: str, port: int) -> str:

@@ -21,7 +21,7 @@ import errno
 import socket
 import sys
 
-from gaio.platform import _libc
+from gaio.platform import _libc, _sockaddr
 
 _getsockopt = _libc.checked("getsockopt")
 _getsockname = _libc.checked("getsockname")
@@ -79,6 +79,16 @@ def local_address(fd: int) -> tuple[int, int] | None:
 
     The port means something for AF_INET and AF_INET6 only.
     """
+    name = local_name(fd)
+    if name is None:
+        return None
+    # struct sockaddr begins with a uint16_t sa_family; on the BSDs with a uint8_t sa_len and a uint8_t sa_family.
+    family = int.from_bytes(name[:2], sys.byteorder) if sys.platform.startswith("linux") else name[1]
+    return family, int.from_bytes(name[2:4], "big")
+
+
+def local_name(fd: int) -> bytes | None:
+    """The same as `struct sockaddr`. Of a Unix socket that is not bound it has no name."""
     address, length = ctypes.create_string_buffer(_SIZE_OF_ADDRESS), ctypes.c_uint32(_SIZE_OF_ADDRESS)
     try:
         _getsockname(fd, ctypes.addressof(address), ctypes.addressof(length))
@@ -86,9 +96,18 @@ def local_address(fd: int) -> tuple[int, int] | None:
         if error.errno in _libc.CONNECTION_HAS_ENDED:
             return None
         raise
-    # struct sockaddr begins with a uint16_t sa_family; on the BSDs with a uint8_t sa_len and a uint8_t sa_family.
-    family = int.from_bytes(address.raw[:2], sys.byteorder) if sys.platform.startswith("linux") else address.raw[1]
-    return family, int.from_bytes(address.raw[2:4], "big")
+    return address.raw[: length.value]
+
+
+def can_receive(fd: int) -> bool:
+    """Whether a datagram socket may get anything: it has a peer, or an address that somebody may send to."""
+    if option(fd, socket.SO_TYPE) != socket.SOCK_DGRAM or peer(fd) is not None:
+        return True
+    name = local_name(fd)
+    address = None if name is None else _sockaddr.unpack(name)
+    if isinstance(address, tuple) and isinstance(address[0], str):  # host, port, …
+        return bool(address[1])
+    return address != ""  # a Unix socket without a name
 
 
 def peer(fd: int) -> bytes | None:

@@ -97,7 +97,7 @@ class OpResult:
     @property
     def accepted(self) -> Any: ...  # ACCEPT: the new non-delegated socket.socket, None when there is an error
     @property
-    def address(self) -> Any: ...  # ACCEPT: who was accepted, as the socket module writes addresses; else None
+    def address(self) -> Any: ...  # as the socket module writes it; ACCEPT: who was accepted; of a datagram: its sender
 
 # ---- errors: each is also the builtin a caller would expect
 
@@ -158,7 +158,13 @@ class Watcher:
     def read_start(self, conn: HasFileno, *, context: Any = None, timeout: float | None = None) -> None: ...
     def read_stop(self, conn: HasFileno) -> None: ...  # then the last result comes: no error, size 0
     def write(
-        self, conn: HasFileno, buf: Writable, *, context: Any = None, timeout: float | None = None
+        self,
+        conn: HasFileno,
+        buf: Writable,
+        *,
+        context: Any = None,
+        timeout: float | None = None,
+        address: Any = None,  # of a datagram socket: where this one goes, as the socket module writes addresses
     ) -> None: ...
     def unsent(self, conn: HasFileno) -> int: ...  # bytes of its writes that the kernel has not taken yet
     def accept(self, listener: HasFileno, *, context: Any = None, timeout: float | None = None) -> None: ...

@@ -26,6 +26,7 @@ EVERY_SERVER = (
     "examples.chat_server",
     "examples.multicore",
     "examples.tls_echo",
+    "examples.dns_server",
 )
 
 

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import gaio
 from gaio.closing import Sends
 from tests import backends, leaks
-from tests.accounting import Request
+from tests.accounting import Request, is_cut_off
 from tests.interruption.opcodes import Strike
 from tests.interruption.world import SECONDS, ResumedBy, World
 from tests.nest import Nest
-from tests.peers import Closable, pattern, receive_exactly, receive_until_eof, reset
+from tests.peers import Closable, fill, pattern, receive_exactly, receive_until_eof, reset
 from tests.waiting import TimeLimit, wait_until
 
 Act = Callable[[], object]
@@ -247,6 +247,58 @@ def read_beyond_the_swap_arena(world: World) -> Iterator[Act]:
             more.append(world.watcher.read(conn))
     world.watcher.finish(*more)
     assert all(read.data == (b"message number %d" % number)[: read.size] for number, read in enumerate(reads))
+
+
+@scenario(swap_size=16)
+def read_datagrams_and_their_senders(world: World) -> Iterator[Act]:
+    """Into the arena and into a buffer; one of each has no room."""
+    (conn, address), (peer, from_there) = world.pairs.bound(), world.pairs.bound()
+    buffers = [bytearray(16) for _ in range(2)]
+    reads = [world.watcher.read(conn, buffer) for buffer in (None, None, *buffers)]
+    messages = [b"short", b"longer than there is room", b"", b"longer than the buffer is"]
+    for message in messages:
+        peer.sendto(message, address)
+    yield lambda: world.watcher.finish(*reads)
+    world.watcher.finish(*reads)
+    assert [read.data for read in reads[:2]] == [message[:16] for message in messages[:2]]
+    assert [bytes(buffer) for buffer in buffers] == [bytes(16), messages[3][:16]]
+    assert [read.size for read in reads] == [5, 16, 0, 16]
+    assert [is_cut_off(read.error) for read in reads] == [False, True, False, True]
+    assert [read.address for read in reads] == [from_there] * 4
+
+
+@scenario(swap_size=16)
+def datagrams_that_arrive(world: World) -> Iterator[Act]:
+    """More than one call brings."""
+    (conn, address), (peer, from_there) = world.pairs.bound(), world.pairs.bound()
+    read = world.watcher.read_start(conn)
+    messages = [b"%d" % number * (number % 12) for number in range(20)]
+    for message in messages:
+        peer.sendto(message, address)
+    yield lambda: world.watcher.harvest_until(lambda: len(read.messages) == 20, "the datagrams")
+    world.watcher.harvest_until(lambda: len(read.messages) == 20, "the datagrams")
+    assert read.messages == [message[:16] for message in messages]
+    assert read.cut_off == [message[:16] for message in messages if len(message) > 16]
+    assert read.addresses == [from_there] * 20
+
+
+@scenario()
+def datagrams_to_addresses(world: World) -> Iterator[Act]:
+    """The last has to wait until its receiver has room, of which nothing tells."""
+    (conn, address), (peer, to_peer) = world.pairs.bound(), world.pairs.bound()
+    named, (full, to_full) = world.pairs.bound(socket.AF_UNIX)[0], world.pairs.bound(socket.AF_UNIX)
+    filled = fill(world.pairs.unbound(socket.AF_UNIX), to_full)
+    writes = [world.watcher.write(conn, message, address=to_peer) for message in (b"first", [b"sec", b"ond"])]
+    writes.append(world.watcher.write(conn, b"to nowhere", address=("127.0.0.1", 0)))
+    waits = world.watcher.write(named, b"last", address=to_full)
+    yield lambda: world.watcher.finish(*writes)
+    world.watcher.finish(*writes)
+    assert [write.error is None for write in writes] == [True, True, False]
+    assert [peer.recvfrom(9) for _ in range(2)] == [(b"first", address), (b"second", address)]
+    for _ in range(filled):
+        full.recv(9)
+    world.watcher.finish(waits)
+    assert full.recv(9) == b"last"
 
 
 @scenario()

@@ -53,5 +53,5 @@ def run_c(headers: Sequence[str], statements: Sequence[str], folder: Path) -> st
     source, program = folder / "layout.c", folder / "layout"
     includes = [f"#include <{header}>" for header in ("sys/types.h", *headers, "stddef.h", "stdio.h")]
     source.write_text("\n".join([*includes, "int main(void) {", *statements, "return 0; }"]), encoding="utf-8")
-    subprocess.run([compiler, "-o", str(program), str(source)], check=True, timeout=60)
+    subprocess.run([compiler, "-D_GNU_SOURCE", "-o", str(program), str(source)], check=True, timeout=60)
     return subprocess.run([str(program)], check=True, capture_output=True, text=True, timeout=60).stdout.strip()

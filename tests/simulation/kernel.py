@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import socket
 from typing import TYPE_CHECKING, Any
 
 from gaio.memory import Vector, iovec
-from gaio.platform import CANCELLED, DATAGRAM, FILE, SOCKET
+from gaio.platform import CANCELLED, DATAGRAM, FILE, SOCKET, TRUNCATED, _sockaddr
 from gaio.result import ACCEPT, CONNECT, READ, SHUTDOWN, WRITE, Operation
 from tests.simulation.model import OUT_OF_DESCRIPTORS, Chance, Link, Record, Violation
 
@@ -164,8 +165,13 @@ class Kernel:
                 view = self._swap_view(flight, data, self.taken)
                 if view is None:
                     return
+                shown: Any = view
+                if record.link.keeps_boundaries():
+                    sender, is_cut_off = record.link.next_sender(), len(record.link.messages[0]) > len(data)
+                    record.senders.append((sender, is_cut_off))
+                    shown = view, _sockaddr.pack(socket.AF_INET, sender), is_cut_off
                 self._consume(record.link, data)
-                self._arrive(flight, data, view)
+                self._arrive(flight, data, shown)
             self.strike()
 
     def _arrive(self, flight: Flight, what: bytes | int, shown: Any) -> None:
@@ -188,8 +194,12 @@ class Kernel:
                     request._length = len(data)
             else:
                 ctypes.memmove(memory.address + request._offset, data, len(data))
+        is_cut_off = bool(link.messages) and len(link.messages[0]) > len(data)
+        if link.messages:
+            flight.record.sender = link.next_sender()
+            request._sender = _sockaddr.pack(socket.AF_INET, flight.record.sender)
         self._consume(link, data)
-        self.answer(flight, len(data))
+        self.answer(flight, TRUNCATED - len(data) if is_cut_off else len(data))
 
     def _there(self, link: Link, left: int) -> bytes | None:
         """What a read gets, with room for so many bytes; None while there is nothing, not even the end."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from gaio.connection import Connection
 from gaio.errors import ConnClosedError, DeadlineError, WatcherClosedError
-from gaio.platform import CANCELLED, DATAGRAM, FREE_THREADED, SEQPACKET
+from gaio.platform import CANCELLED, DATAGRAM, FREE_THREADED, SEQPACKET, TRUNCATED
 from gaio.result import ACCEPT, READ, WRITE, Operation, OpResult
 from gaio.timers import Timer
 
@@ -101,6 +101,7 @@ class Link:
         self.fd = -1
         self.sent = 0  # bytes, by the peer
         self.messages: list[bytes] = []  # by the peer, where boundaries are kept
+        self.senders = 0  # of those that reads have got: each is another
         self.ended = False  # the peer sends no more
         self.taken = 0  # bytes of a stream that reads have got
         self.given = bytearray()  # what reads have got, one behind the other
@@ -130,6 +131,11 @@ class Link:
         while begin + size > len(PATTERN):
             return (PATTERN * (size // len(PATTERN) + 2))[begin : begin + size]
         return PATTERN[begin : begin + size]
+
+    def next_sender(self) -> tuple[str, int]:
+        """The address of who has sent the next message."""
+        self.senders = self.senders % 0xFFFF + 1
+        return "127.0.0.1", self.senders
 
     def has_something_to_read(self) -> bool:
         return bool(self.messages) or self.sent > self.taken or self.ended
@@ -173,6 +179,8 @@ class Record:
         "timeout",
         "earliest",
         "arrivals",
+        "sender",
+        "senders",
         "may_stop",
         "must_stop",
         "held_until",
@@ -189,6 +197,7 @@ class Record:
         self.when: float | None = None  # its deadline, at the latest
         self.answers: list[int] = []  # of the backend
         self.moved = 0
+        self.sender: tuple[str, int] | None = None  # of the last message
         self.verdict: str | int = PENDING
         self.answered_at = 0.0
         self.finished = False
@@ -197,6 +206,7 @@ class Record:
         self.timeout: float | None = None  # seconds without an arrival
         self.earliest: float | None = None  # its deadline, unless something arrives
         self.arrivals: list[bytes | int] = []  # bytes, a descriptor or -errno, for which there is no result yet
+        self.senders: list[tuple[tuple[str, int], bool]] = []  # of messages that came, and whether they were cut off
         self.may_stop = False  # it may be what a stop was for
         self.must_stop = False  # it is
         self.held_until = 0.0  # it ran out of descriptors: not started before
@@ -236,6 +246,9 @@ class Record:
         if number > 0:
             self.moved += number
             return DONE if self.moved >= self.goal else PENDING
+        if number < TRUNCATED:
+            self.moved += TRUNCATED - number
+            return errno.EMSGSIZE
         if number < 0:
             return PENDING if number in NOT_YET else -number
         if self.operation is WRITE:
@@ -284,6 +297,8 @@ class Record:
             raise Violation(f"{self}: size is {result.size}, but {self.moved} bytes moved")
         if link.conn is not None and result.conn is not link.conn:
             raise Violation(f"{self}: another conn")
+        if result.address != self.sender:
+            raise Violation(f"{self}: the address is {result.address}, and {self.sender} has sent it")
         if result._queue is not None or result._memory is not None or result._next is not None:
             raise Violation(f"{self}: it holds on to what a pending request holds")
         if self.repeats and result.buffer is not None:
@@ -312,7 +327,15 @@ class Record:
         what = self.arrivals.pop(0)
         error = result.error
         number = error.errno if isinstance(error, OSError) else None if error is None else -1
-        if number != (-what if type(what) is int and what < 0 else None):
+        expected = -what if type(what) is int and what < 0 else None
+        if type(what) is bytes and self.link.keeps_boundaries():
+            sender, is_cut_off = self.senders.pop(0)
+            expected = errno.EMSGSIZE if is_cut_off else None
+            if result.address != sender:
+                raise Violation(f"{self}: the address is {result.address}, and {sender} has sent it")
+        elif result.address is not None:
+            raise Violation(f"{self}: the address is {result.address}")
+        if number != expected:
             raise Violation(f"{self}: {what!r} has arrived, and the error is {error!r}")
         if result.operation is not self.operation or (self.link.conn is not None and result.conn is not self.link.conn):
             raise Violation(f"{self}: the result is of another request")

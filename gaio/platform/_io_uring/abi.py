@@ -37,6 +37,7 @@ IOU_PBUF_RING_INC = 1 << 1  # 6.12: consume buffers by bytes
 # operations, and the flags of their entries
 IORING_OP_POLL_ADD = 6
 IORING_OP_SENDMSG = 9
+IORING_OP_TIMEOUT = 11
 IORING_OP_ACCEPT = 13
 IORING_OP_ASYNC_CANCEL = 14
 IORING_OP_CONNECT = 16

@@ -18,7 +18,7 @@ import errno
 from time import monotonic
 
 from gaio.memory import is_connecting
-from gaio.platform import CANCELLED, DATAGRAM, SOCKET, SwapMemory
+from gaio.platform import CANCELLED, SOCKET, SwapMemory
 from gaio.platform._io_uring import abi, operations
 from gaio.platform._io_uring.abi import CQE
 from gaio.platform._io_uring.operations import BULK, NOT_EMPTY, PAUSED, POLL, POLLED, SMALL, UNKNOWN, OwnMemory
@@ -167,10 +167,9 @@ class IoUringBackend(Submission):
         """
         token = queue.token
         own = request._memory
-        is_message = not result and queue.descriptor.kind == DATAGRAM
-        if request.more and type(own) is OwnMemory and (result > 0 or is_message):
+        if request.more and type(own) is OwnMemory and result > 0:
             self.arrivals.append((request, own.view(result)))
-            self._go_on(request, queue, BULK if queue.descriptor.kind <= SOCKET else UNKNOWN)
+            self._go_on(request, queue, BULK)
             operations.drop_own_memory(request)
             return True
         operation = self.operations.of(request, queue)

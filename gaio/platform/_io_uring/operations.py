@@ -40,13 +40,15 @@ import errno
 import mmap
 import os
 import socket
+from itertools import repeat
 
-from gaio.memory import SocketAddress, Vector
-from gaio.platform import LISTENER, SOCKET, STREAM, _libc
+from gaio.memory import Addressed, SocketAddress, Vector
+from gaio.platform import DATAGRAM, LISTENER, SEQPACKET, SOCKET, STREAM, _libc
 from gaio.platform._io_uring import abi
 from gaio.platform._io_uring.abi import POLLIN, SQE, first_word
 from gaio.platform._io_uring.buffers import BUFFER_GROUP
 from gaio.platform._libc import IOV_MAX, MAX_RW_COUNT, SEND_FLAGS, address_of, msghdr
+from gaio.platform._messages import Messages
 
 TYPE_CHECKING = False  # see gaio/types.py
 if TYPE_CHECKING:
@@ -164,23 +166,20 @@ class ReceiveInto(Operation):
         return entry if queue.ready > UNKNOWN else _when_readable(queue) + entry
 
 
-class ReceiveMessage(ReceiveInto):
-    """recv(2) of what keeps message boundaries.
+class ReceiveMessage(Operation):
+    """recvmsg(2) of what keeps message boundaries, or recvmmsg(2), called here: see gaio/platform/_messages.py.
 
-    In: a read without a buffer needs room for the largest message, but no memory while it waits. So a poll comes first,
-    by itself, and memory of its own with the receive. Out: when the poll has completed, the receive is started.
+    In: a poll comes first, unless there was more than one call may bring. Out: when that has completed, the message is
+    received.
     """
 
-    refused = POLL
+    def __init__(self, calls: SystemCalls) -> None:
+        self._calls = calls
 
     def entry(self, request: Any, queue: Any) -> bytes:
-        if request.more and queue.ready != POLLED:
-            drop_own_memory(request)  # that of the message before
-        if queue.ready == POLL or (request._memory is None and queue.ready != POLLED):
+        if queue.ready not in (POLLED, NOT_EMPTY):
             return _poll_alone(queue)
-        if request._memory is None:
-            give_own_memory(request, self.size)
-        return super().entry(request, queue)
+        return b"" if self._calls.receive(request, queue) else _poll_alone(queue)
 
 
 class Poll(Operation):
@@ -257,6 +256,30 @@ class Send(Operation):
         return entry
 
 
+class SendTo(Operation):
+    """sendto(2) of a datagram that has an address, called here.
+
+    In: as Send, at once or when there is room. Out: where nothing tells of room, it is tried again after a while.
+    """
+
+    _timeout = first_word(abi.IORING_OP_TIMEOUT)
+
+    def __init__(self, calls: SystemCalls) -> None:
+        self._calls = calls
+        self._while = abi.kernel_timespec(0, 10_000_000)
+
+    def entry(self, request: Any, queue: Any) -> bytes | None:
+        if queue.ready != POLL and self._calls.send_to(request, queue):
+            return b""
+        if not request._memory.by_time:
+            return None
+        queue.ready = POLL
+        return SQE.pack(self._timeout, -1, 0, ctypes.addressof(self._while), 1, 0, queue.token, 0)
+
+    def outcome(self, queue: Any, result: int) -> int:
+        return GO_ON if result == -errno.ETIME else super().outcome(queue, result)
+
+
 class SendUnlessShort:
     """send(2) without a request: of one that goes out whole there is no CQE, so what is not told of is done.
 
@@ -323,6 +346,8 @@ class SystemCalls:
         self._write = _libc.collecting("write", self._returned)
         self._writev = _libc.collecting("writev", self._returned)
         self._accept = _libc.accepting(self._returned)
+        self._messages: Messages | None = None  # made for the first of them
+        self._sendto = _libc.collecting("sendto", self._returned)
 
     def shutdown(self, request: Any, queue: Any) -> bool:
         self._request = request
@@ -341,6 +366,27 @@ class SystemCalls:
         self._request = request
         self._read(queue.fd, self._pointer, length)
         return self.finish() and self._goes_on(request)
+
+    def receive(self, request: Any, queue: Any) -> bool:
+        """Of a message, or of some: whether the request is done with, or there are more."""
+        messages = self._messages = self._messages or Messages(self._swap_size, self._returned)
+        self._arrived = len(self._arrivals)
+        self._request = request
+        if request.more:
+            messages.receive_some(queue.fd, queue.descriptor.kind)
+        else:
+            messages.receive(request, queue.fd)
+        if not self.finish():
+            return False
+        if request.more and len(self._arrivals) - self._arrived == messages.asked:
+            queue.ready = NOT_EMPTY
+        return request in self._completed[-1:] or (queue.ready == NOT_EMPTY and self._goes_on(request))
+
+    def send_to(self, request: Any, queue: Any) -> bool:
+        datagram = request._memory
+        self._request = request
+        self._sendto(queue.fd, datagram.data, request._length, SEND_FLAGS, datagram.name, len(datagram.name))
+        return self.finish()
 
     def accept(self, request: Any, queue: Any) -> bool:
         _libc.keep_from_blocking(queue.fd)
@@ -380,12 +426,18 @@ class SystemCalls:
             completes = result != -errno.EAGAIN
             if completes:
                 queue = request._queue
-                if request.more and (result > 0 or (not result and queue.descriptor.kind == LISTENER)):
+                kind = queue.descriptor.kind
+                messages = None if queue.outbound or kind not in (DATAGRAM, SEQPACKET) else self._messages
+                if request.more and (result > 0 or (not result and kind in (DATAGRAM, LISTENER))):
                     if len(self._arrivals) == self._arrived:
-                        what = result if queue.descriptor.kind == LISTENER else self._copied(result)
-                        self._arrivals.append((request, what))
+                        what: list[Any] = [result if kind == LISTENER else self._copied(result)]
+                        if messages is not None:
+                            what = [*messages.found(result)]
+                        self._arrivals.extend(zip(repeat(request), what, strict=False))  # C code: all, or none
                 else:
-                    if result > 0 and request._memory is None:
+                    if messages is not None and result >= 0:
+                        result = messages.fill(request, result)
+                    elif result > 0 and request._memory is None:
                         request.buffer = self._copied(result)
                         request._length = result  # not the arena's: the view is the caller's for good
                     request._result = result
@@ -449,11 +501,12 @@ class WriteFile(Operation):
 class Operations:
     """The operations of one backend, with what they have to remember."""
 
-    def __init__(self, calls: SystemCalls, swap_size: int, read_size: int) -> None:
+    def __init__(self, calls: SystemCalls, read_size: int) -> None:
         self.calls = calls
         self.receive, self.connect, self.shutdown = Receive(read_size), Connect(), Shutdown(calls)
         self.send = send = Send()
-        into, message = ReceiveInto(), ReceiveMessage(swap_size)
+        self.send_to = SendTo(calls)
+        into, message = ReceiveInto(), ReceiveMessage(calls)
         read, write = ReadFile(calls), WriteFile(calls)
         # by Descriptor.kind: STREAM, SOCKET, DATAGRAM, SEQPACKET, FILE, LISTENER, SELECTOR
         self._inbound: tuple[Operation, ...] = (into, into, message, message, read, Accept(), Poll())
@@ -465,12 +518,14 @@ class Operations:
         """The same on the way in and on the way out."""
         memory = request._memory
         kind: int = queue.descriptor.kind
-        if request.more and not (type(memory) is OwnMemory and kind <= SOCKET):  # else it is tried a last time
+        if request.more and type(memory) is not OwnMemory:  # else it is tried a last time
             return self._repeating[kind]
         if not queue.outbound:
             return self.receive if memory is None and kind <= SOCKET else self._inbound[kind]
         if memory is None:
             return self.shutdown
+        if type(memory) is Addressed:
+            return self.send_to
         return self.connect if type(memory) is SocketAddress else self._outbound[kind]
 
 
@@ -488,7 +543,7 @@ def _left(request: Any) -> tuple[int, int]:
 
 
 class OwnMemory:
-    """Memory for one swap read of a message, or of a stream that is tried a last time.
+    """Memory for one swap read of a stream that is tried a last time.
 
     Mapped and not allocated, which would be to fill it with zeros: it takes no more memory than bytes come. And these
     are copied from it, for a view would keep all of it.
@@ -510,7 +565,7 @@ class OwnMemory:
 
 def give_own_memory(request: Any, size: int) -> None:
     """On the way in."""
-    request._length = size  # first: memory of no length would take an empty message
+    request._length = size
     request._memory = OwnMemory(size)
 
 

@@ -92,7 +92,7 @@ class Submission(ABC):
             self.buffers = ProvidedBuffers(self.ring, arena.size)
             self.swap = self.buffers.storage
             calls = operations.SystemCalls(self.completed, self.arrivals, self._again, arena.size)
-            self.operations = operations.Operations(calls, arena.size, self.buffers.read_size)
+            self.operations = operations.Operations(calls, self.buffers.read_size)
             self._messages = self.operations.send.messages
             self._send_unless_short = operations.SendUnlessShort(self.ring.features)
             # CQ head; provided buffers consumed until there, and bytes of the one that is being consumed
@@ -242,7 +242,7 @@ class Submission(ABC):
             return
         self._last_tries[request] = None  # first: interrupted after this, it is cancelled all the same
         if self._parked.get(request) or (request.more and queue.descriptor.kind <= SOCKET):
-            operations.give_own_memory(request, self.buffers.read_size)  # as a message has, see ReceiveMessage
+            operations.give_own_memory(request, self.buffers.read_size)
         queue.ready = POLLED
         self._parked[request] = False
         if queue.outbound:
